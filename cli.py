@@ -1,0 +1,156 @@
+"""The flags of `run_llama.py`. Imports no torch, so that `--help` and a refused flag answer at once.
+
+    python run_llama.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+
+OPTIONS = {
+    "generate": "continue a sentence, greedily and by sampling",
+    "tokenizer": "train a SentencePiece tokenizer on a corpus",
+    "pretrain": "train a model from scratch on a corpus",
+    "evaluate": "bits per byte and perplexity of a model on a text",
+}
+DEFAULT_MODEL = "stories42M.pt"
+OPTION_DEFAULTS = {"pretrain": {"epochs": 8, "lr": 3e-3}}  # where a task's default is not the course's
+
+
+def number(kind: type, low: float, high: float | None = None, above: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number of at least `low` (more than it, if `above`) and at most `high`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        fits = value > low if above else value >= low
+        if not fits or (high is not None and value > high):
+            bounds = f"{'more than' if above else 'at least'} {low}" + (f" and at most {high}" if high else "")
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # argparse names it where `kind` refuses the text
+    return parse
+
+
+positive = number(int, 1)
+count = number(int, 0)
+rate = number(float, 0.0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every option's flags, the course's names and defaults first."""
+    tasks = "\n".join(f"  {name:<10} {text}" for name, text in OPTIONS.items())
+    parser = argparse.ArgumentParser(
+        prog="run_llama.py",
+        description=f"A small Llama laboratory. What --option can do:\n{tasks}",
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--option", choices=OPTIONS, default="generate", help="what to do")
+    _add_common(parser.add_argument_group("common"))
+    _add_generate(parser.add_argument_group("generate"))
+    _add_corpus(parser.add_argument_group("tokenizer, pretrain, evaluate"))
+    _add_model(parser.add_argument_group("pretrain: the model"))
+    _add_training(parser.add_argument_group("pretrain: the training"))
+    return parser
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's lines and adds defaults, but not where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def _add_common(group) -> None:
+    add = group.add_argument
+    add("--pretrained-model-path", default=DEFAULT_MODEL, metavar="FILE",
+        help="checkpoint: the course's .pt, llama2.c's .pt or .bin, or this project's")  # fmt: skip
+    add("--tokenizer", metavar="FILE", help="SentencePiece .model or llama2.c's tokenizer.bin, in place of the model's")
+    add("--norm", choices=("layernorm", "rmsnorm"), help="norm of a checkpoint that does not say which it has")
+    add("--max_sentence_len", type=positive, metavar="N", help="cut texts after N pieces")
+    add("--seed", type=int, default=1337, help="seed of every random draw")
+    add("--use_gpu", action="store_true", help="run on the first CUDA device")
+    add("--threads", type=positive, metavar="N", help="CPU threads; torch chooses if not given")
+
+
+def _add_generate(group) -> None:
+    add = group.add_argument
+    add("--generated_sentence_low_temp_out", default="generated-sentence-temp-0.txt", metavar="FILE",
+        help="where the greedy continuation goes")  # fmt: skip
+    add("--generated_sentence_high_temp_out", default="generated-sentence-temp-1.txt", metavar="FILE",
+        help="where the sampled continuation goes")  # fmt: skip
+    add("--prompt", metavar="TEXT", help="continue this in place of the course's sentence; empty: from BOS alone")
+    add("--prompt_file", metavar="FILE", help="continue each line of this file, all at once")
+    add("--max_new_tokens", type=count, default=75, metavar="N", help="tokens to add")
+    add("--temperature", type=rate, metavar="T", help="one continuation at this temperature, not one at 0 and one at 1")
+    add("--top_p", type=number(float, 0.0, 1.0, above=True), default=0.95, metavar="P", help="smallest set of mass P")
+    add("--top_k", type=positive, metavar="K", help="sample from the K likeliest tokens")
+    add("--min_p", type=number(float, 0.0, 1.0), metavar="P", help="refuse tokens under P times the likeliest's")
+    add("--epsilon", type=number(float, 0.0, 1.0), metavar="E", help="refuse tokens of probability under E, no top-p")
+    add("--slide", type=positive, default=64, metavar="N",
+        help="past the model's positions, forget the oldest tokens N at a time; 1 is the course's (slow) way")  # fmt: skip
+
+
+def _add_corpus(group) -> None:
+    add = group.add_argument
+    add("--corpus", nargs="+", metavar="FILE",
+        help='text with lines <|endoftext|> between documents, or .jsonl with a field "text"')  # fmt: skip
+    add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces of a new tokenizer")
+    add("--save_dir", metavar="DIR", help="folder of a training run: checkpoints, log, curves")
+
+
+def _add_model(group) -> None:
+    add = group.add_argument
+    add("--dim", type=positive, default=256, help="width of the residual stream")
+    add("--n_layers", type=positive, default=8, help="layers")
+    add("--n_heads", type=positive, default=4, help="query heads")
+    add("--n_kv_heads", type=positive, default=2, help="key/value heads; must divide the query heads")
+    add("--max_seq_len", type=positive, default=1024, help="positions")
+    add("--dropout", type=number(float, 0.0, 0.99), default=0.1, help="dropout on embeddings and on every branch")
+    add("--rope_theta", type=number(float, 0.0, above=True), default=10000.0, help="base of the rotation's angles")
+
+
+def _add_training(group) -> None:
+    add = group.add_argument
+    add("--epochs", type=positive, default=5, help="passes over the data (pretrain: 8)")
+    add("--lr", type=rate, default=2e-5, help="peak learning rate (pretrain: 3e-3)")
+    add("--optimizer", choices=("adamw", "muon"), default="muon", help="muon: AdamW but for the hidden matrices")
+    add("--schedule", choices=("constant", "cosine", "linear"), default="linear", help="decay after the warm-up")
+    add("--warmup_steps", type=count, default=100, metavar="N", help="steps in which the rate rises")
+    add("--rate_floor", type=number(float, 0.0, 1.0), default=0.0, metavar="F", help="decay to this share of the peak")
+    add("--weight_decay", type=rate, default=0.1, help="decoupled decay, on matrices alone")
+    add("--max_grad_norm", type=number(float, 0.0, above=True), default=1.0, help="clip each group's gradients to this norm")
+    add("--batch_tokens", type=positive, default=8192, metavar="N", help="tokens a batch, padding counted")
+    add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
+    add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
+        help="share of the documents that chooses the best checkpoint")  # fmt: skip
+    add("--evaluate_every", type=count, default=0, metavar="N", help="steps between measurements; 0: each epoch")
+    add("--save_every", type=count, default=0, metavar="N", help="steps between savings; 0: each epoch")
+    add("--patience", type=count, default=0, metavar="N", help="stop after N measurements without a better one")
+    add("--resume", action="store_true", help="go on with the run in --save_dir")
+
+
+REQUIRED = {"tokenizer": ("corpus", "tokenizer"), "pretrain": ("corpus", "tokenizer", "save_dir"), "evaluate": ("corpus",)}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parsed flags; `args.given` names those that stood on the command line. Exits with code 2 on a bad one."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.given = _given(argv)
+    for name, value in OPTION_DEFAULTS.get(args.option, {}).items():
+        if name not in args.given:
+            setattr(args, name, value)
+    missing = [f"--{name}" for name in REQUIRED.get(args.option, ()) if getattr(args, name) is None]
+    if missing:
+        parser.error(f"--option {args.option} needs {', '.join(missing)}")
+    return args
+
+
+def _given(argv: Iterable[str] | None) -> frozenset[str]:
+    parser = build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return frozenset(vars(parser.parse_args(argv)))

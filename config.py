@@ -1,0 +1,109 @@
+"""The configuration of a model: one dataclass, read from and written to JSON.
+
+    python -c "from config import LlamaConfig; print(LlamaConfig(dim=256).to_json())"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+NORM_TYPES = ("layernorm", "rmsnorm")
+POSITION_EMBEDDING_TYPES = ("rotary",)
+
+
+@dataclass
+class LlamaConfig:
+    """Everything that decides the shape and the arithmetic of a `Llama`.
+
+    The defaults are the course's. `n_kv_heads=None` means one key/value head per query head;
+    `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`.
+
+    Raises ValueError, naming the field, for a value no model can be built with.
+    """
+
+    vocab_size: int = 32000
+    dim: int = 512
+    dropout: float = 0.0
+    n_layers: int = 8
+    n_heads: int = 8
+    n_kv_heads: int | None = 8
+    max_seq_len: int = 1024
+    layer_norm_eps: float = 1e-5
+    multiple_of: int = 32
+    hidden_dim: int | None = None
+    position_embedding_type: str = "rotary"
+    use_cache: bool = True
+    norm_type: str = "layernorm"
+    rope_theta: float = 10000.0
+    causal: bool = True
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads is None:
+            self.n_kv_heads = self.n_heads
+        self._check_sizes()
+        self._check_heads()
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        for name in ("layer_norm_eps", "rope_theta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        _check_choice("norm_type", self.norm_type, NORM_TYPES)
+        _check_choice("position_embedding_type", self.position_embedding_type, POSITION_EMBEDDING_TYPES)
+
+    def _check_sizes(self) -> None:
+        names = ["vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "multiple_of"]
+        names += ["hidden_dim"] if self.hidden_dim is not None else []
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+
+    def _check_heads(self) -> None:
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim {self.dim} cannot be split into {self.n_heads} heads")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"rotary positions turn pairs: head size {self.head_dim} (dim / n_heads) is odd")
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one head."""
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the feed-forward's inner layer (Shazeer 2020: 2/3 of 4·dim keeps the parameters equal)."""
+        if self.hidden_dim is not None:
+            return self.hidden_dim
+        two_thirds = int(2 * (4 * self.dim) / 3)
+        return self.multiple_of * ((two_thirds + self.multiple_of - 1) // self.multiple_of)
+
+    def to_dict(self) -> dict:
+        """The fields as plain types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> LlamaConfig:
+        """Builds a config; an unknown field is a ValueError that names it."""
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown configuration field(s): {', '.join(unknown)}")
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        """The fields as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LlamaConfig:
+        """Reads what `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

@@ -1,0 +1,97 @@
+"""The decoding loop, over any model that maps (tokens, cache, padding_mask) to (logits, hidden states).
+
+    python run_llama.py --option generate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sampling import Sampler
+
+
+@torch.inference_mode()
+def stream(
+    model,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampler: Sampler,
+    generator: torch.Generator | None = None,
+    eos_id: int | None = None,
+    use_cache: bool = True,
+    slide: int = 1,
+) -> Iterator[Tensor]:
+    """Yields the next token of every prompt, (batch,), up to `max_new_tokens` times.
+
+    Prompts may differ in length; none sees another or the padding beside it. A row that has produced `eos_id` goes
+    on producing it, and the loop ends when all rows have. Beyond `max_seq_len` tokens the oldest are forgotten,
+    `slide` at a time: 1 is the course's loop, which must then run the whole window for every token; a larger one
+    does so once in `slide` tokens. `use_cache=False` runs the whole window for every token, always, and is the
+    oracle of the cached loop. Raises ValueError for an empty prompt.
+    """
+    rows, first, end = _left_padded(prompts, max_new_tokens, model.device)
+    limit, capacity = model.config.max_seq_len, rows.shape[1]
+    finished = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    cache = model.new_cache(len(prompts), min(limit, capacity)) if use_cache else None
+    starts: list[int] = []
+    for column in range(end, end + max_new_tokens):
+        previous, starts = starts, [start + window_start(column - start, limit, slide) for start in first]
+        left = min(starts)
+        mask = _padding_mask(starts, left, column, model.device)
+        if cache is None:
+            logits, _ = model(rows[:, left:column], padding_mask=mask)
+        elif starts == previous:
+            logits, _ = model(rows[:, column - 1 : column], cache=cache, padding_mask=mask)
+        else:
+            cache.clear()
+            logits, _ = model(rows[:, left:column], cache=cache, padding_mask=mask)
+        chosen = sampler.choose(logits[:, -1], generator)
+        if eos_id is not None:
+            chosen = torch.where(finished, eos_id, chosen)
+            finished |= chosen == eos_id
+        rows[:, column] = chosen
+        yield chosen
+        if eos_id is not None and bool(finished.all()):
+            return
+
+
+def generate(
+    model,
+    idx: Tensor,
+    max_new_tokens: int,
+    sampler: Sampler,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continues idx (batch, seqlen) by `max_new_tokens`, as the course's loop does: (batch, seqlen + new)."""
+    new = list(stream(model, idx.tolist(), max_new_tokens, sampler, generator, use_cache=use_cache))
+    return torch.cat([idx, torch.stack(new, dim=1)], dim=1) if new else idx
+
+
+def window_start(length: int, limit: int, slide: int) -> int:
+    """How many of the oldest of `length` tokens are forgotten: the least multiple of `slide` that leaves `limit`."""
+    return max(0, -(-(length - limit) // slide) * slide)
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], room: int, device: torch.device
+) -> tuple[Tensor, list[int], int]:
+    """Prompts aligned at their ends (batch, longest + room), the column each starts in, and the longest's length."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ValueError("a prompt is empty; generation from nothing starts with the BOS token")
+    longest = max(len(prompt) for prompt in prompts)
+    rows = torch.zeros(len(prompts), longest + room, dtype=torch.long, device=device)
+    first = [longest - len(prompt) for prompt in prompts]
+    for row, (start, prompt) in enumerate(zip(first, prompts, strict=True)):
+        rows[row, start:longest] = torch.as_tensor(prompt, device=device)
+    return rows, first, longest
+
+
+def _padding_mask(starts: list[int], left: int, end: int, device: torch.device) -> Tensor | None:
+    """True where a row's window has a token, (batch, end − left); None where it has one everywhere."""
+    if all(start == left for start in starts):
+        return None
+    return torch.arange(left, end, device=device)[None] >= torch.tensor(starts, device=device)[:, None]

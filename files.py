@@ -1,0 +1,71 @@
+"""Files written whole or not at all, and checks of paths made before any work is done.
+
+    python -c "import files; files.write_text('hello.txt', 'whole or not at all')"
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path in the same folder and, if the block ends well, renames it to `path`.
+
+    An interrupted or failing block leaves what stood at `path` before, and no rest of its own.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8 with Unix line ends, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Reads UTF-8 text; ValueError names the byte that is not UTF-8, OSError a file that cannot be read."""
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
+
+
+def check_readable(path: str | os.PathLike) -> Path:
+    """The path, if it is a file that can be read; otherwise OSError that says what is wrong."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"no right to read {path}")
+    return path
+
+
+def check_writable(path: str | os.PathLike) -> Path:
+    """The path, if a file can be written there; otherwise OSError that says what is wrong. Nothing is created."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise PermissionError(f"cannot write {path}: no right to")
+    return path

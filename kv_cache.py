@@ -1,0 +1,46 @@
+"""A preallocated key/value cache: the keys and values of every token seen so far, so that none is computed twice.
+
+The oracle of everything here is the same model run without a cache (`decoding.generate(..., use_cache=False)`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from config import LlamaConfig
+
+
+class KVCache:
+    """Keys and values of all layers, each (n_layers, batch, n_kv_heads, capacity, head_dim), filled from the left."""
+
+    def __init__(self, config: LlamaConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype):
+        shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens fit."""
+        return self.keys.shape[3]
+
+    def update(self, layer_id: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes key and value (batch, n_kv_heads, new, head_dim) behind what is there; returns all of the layer's.
+
+        `length` moves on in `advance`, once for all layers. Raises ValueError when the cache is full.
+        """
+        end = self.length + key.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {end} were asked for")
+        self.keys[layer_id, :, :, self.length : end] = key
+        self.values[layer_id, :, :, self.length : end] = value
+        return self.keys[layer_id, :, :, :end], self.values[layer_id, :, :, :end]
+
+    def advance(self, new: int) -> None:
+        """Counts `new` tokens as seen, after every layer has written them."""
+        self.length += new
+
+    def clear(self) -> None:
+        """Forgets all tokens; the memory stays."""
+        self.length = 0

@@ -1,0 +1,308 @@
+"""The one Llama: embeddings, layers of attention and feed-forward around a residual stream, a tied output.
+
+Read in this order: `LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
+Sources: Touvron et al. 2023 (Llama), Ainslie et al. 2023 (grouped-query attention), Shazeer 2020 (SwiGLU).
+
+    python sanity_check.py
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import decoding
+from base_llama import LlamaPreTrainedModel
+from checkpoint import read_checkpoint
+from config import LlamaConfig
+from kv_cache import KVCache
+from rope import rotate, rotation_table
+from sampling import Sampler
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) over the last dimension, in float32, with gain and bias."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """(x − mean) / √(variance + eps), variance biased, spelled out: the oracle of `forward`."""
+        mean = x.mean(dim=-1, keepdim=True)
+        variance = x.var(dim=-1, keepdim=True, unbiased=False)
+        return (x - mean) * torch.rsqrt(variance + self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x (..., dim) by torch's fused kernel; returns x's dtype."""
+        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps).type_as(x)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32, with gain alone."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / √(mean(x²) + eps) · weight for x (..., dim); returns x's dtype."""
+        wide = x.float()
+        inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * inverse_rms * self.weight.float()).type_as(x)
+
+
+NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention in two matrix products and a softmax; arguments as in `Attention.compute_query_key_value_scores`.
+
+    Query heads that share a key become rows of one product, so that no key is copied.
+    """
+    batch, heads, seqlen, head_dim = query.shape
+    kv_heads, keys = key.shape[1:3]
+    rows = (query / math.sqrt(head_dim)).reshape(batch * kv_heads, -1, head_dim)  # (., heads / kv_heads * seqlen, .)
+    bias = query.new_zeros(seqlen, keys)
+    if causal:
+        bias = bias.masked_fill(torch.ones_like(bias, dtype=torch.bool).triu(1), -torch.inf)
+    if mask is not None:
+        bias = bias.masked_fill(~mask, -torch.inf)  # (batch or 1, heads or 1, seqlen, keys)
+        bias = bias.expand(batch, heads, seqlen, keys).reshape(batch * kv_heads, -1, keys)
+    else:
+        bias = bias.repeat(heads // kv_heads, 1)
+    scores = torch.baddbmm(bias, rows, key.reshape(-1, keys, head_dim).mT)
+    return torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, head_dim)).view(batch, heads, seqlen, head_dim)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.max_seq_len, self.rope_theta, self.causal = config.max_seq_len, config.rope_theta, config.causal
+        kv_dim = self.n_kv_heads * self.head_dim
+        self.compute_query = nn.Linear(config.dim, config.dim, bias=False)
+        self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
+        self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
+        self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def compute_query_key_value_scores(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """softmax(query·keyᵀ / √head_dim + mask) · value, causal if the config says so (Vaswani et al. 2017, eq. 1).
+
+        query is (batch, n_heads, seqlen, head_dim); key and value are (batch, n_kv_heads or n_heads, keys, head_dim),
+        each serving n_heads / n_kv_heads query heads in turn. `mask`, boolean and broadcastable to
+        (batch, n_heads, seqlen, keys), says what may be seen and then replaces the causal one.
+        Returns (batch, n_heads, seqlen, head_dim).
+        """
+        batch, heads, seqlen, head_dim = query.shape
+        kv_heads = key.shape[1]
+        if seqlen == 1 and kv_heads < heads:  # one position: its grouped heads become rows, so no key is copied
+            folded = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+            attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+            return attended.reshape(batch, heads, 1, head_dim)
+        causal = self.causal and mask is None and seqlen > 1
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # twice as fast there as torch's fused kernel
+            return plain_attention(query, key, value, mask, causal)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=kv_heads < heads
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer_id: int = 0,
+    ) -> Tensor:
+        """Attends over x (batch, seqlen, dim) and, if given, over the tokens in the cache; returns x's shape."""
+        batch, seqlen, _ = x.shape
+        cos, sin = rotation if rotation is not None else self._rotation_from_start(seqlen, x.device)
+        query = self.compute_query(x).view(batch, seqlen, self.n_heads, self.head_dim)
+        key = self.compute_key(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
+        value = self.compute_value(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
+        query, key = rotate(query, cos, sin).transpose(1, 2), rotate(key, cos, sin).transpose(1, 2)
+        value = value.transpose(1, 2)  # (batch, seqlen, heads, head_dim) -> (batch, heads, seqlen, head_dim)
+        if cache is not None:
+            key, value = cache.update(layer_id, key, value)
+        attended = self.compute_query_key_value_scores(query, key, value, mask)
+        attended = attended.transpose(1, 2).reshape(batch, seqlen, -1)  # (batch, seqlen, n_heads * head_dim)
+        return self.dropout(self.compute_output(attended))
+
+    def _rotation_from_start(self, seqlen: int, device: torch.device) -> Rotation:
+        cos, sin = rotation_table(self.head_dim, self.max_seq_len, self.rope_theta)
+        return cos[:seqlen, None].to(device), sin[:seqlen, None].to(device)
+
+
+class FeedForward(nn.Module):
+    """The position-wise feed-forward network with a SwiGLU gate (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def SwiGLU(self, x: Tensor) -> Tensor:  # noqa: N802 (the course's name)
+        """silu(x·W1) ⊙ (x·W3): (..., dim) -> (..., ffn_dim)."""
+        return F.silu(self.w1(x)) * self.w3(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return self.dropout(self.w2(self.SwiGLU(x)))
+
+
+class LlamaLayer(nn.Module):
+    """One block: attention, then feed-forward, each on the normalised residual stream and added to it."""
+
+    def __init__(self, layer_id: int, config: LlamaConfig):
+        super().__init__()
+        self.layer_id = layer_id
+        norm = NORMS[config.norm_type]
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = norm(config.dim, config.layer_norm_eps)
+        self.ffn_norm = norm(config.dim, config.layer_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(batch, seqlen, dim) -> (batch, seqlen, dim)."""
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, self.layer_id)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Llama(LlamaPreTrainedModel):
+    """A decoder-only transformer; `output` shares its weight with `tok_embeddings` unless the config unties them."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(LlamaLayer(layer_id, config) for layer_id in range(config.n_layers))
+        self.norm = NORMS[config.norm_type](config.dim, config.layer_norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+        cos, sin = rotation_table(config.head_dim, config.max_seq_len, config.rope_theta)
+        self.register_buffer("rope_cos", cos, persistent=False)  # (max_seq_len, head_dim / 2)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self.init_weights()
+
+    def hidden_states(
+        self, tokens: Tensor, cache: KVCache | None = None, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """Runs the layers over tokens (batch, seqlen) and returns normalised hidden states (batch, seqlen, dim).
+
+        With a cache the tokens continue what it holds. `padding_mask` (batch, cached + seqlen) is True on real
+        tokens; positions then count real tokens alone, so a row is independent of the padding beside it.
+        Raises ValueError beyond `max_seq_len`.
+        """
+        past = cache.length if cache is not None else 0
+        rotation = self._rotation(past, tokens.shape[1], padding_mask)
+        mask = self._mask(past, tokens.shape[1], padding_mask)
+        x = self.dropout(self.tok_embeddings(tokens))
+        for layer in self.layers:
+            x = layer(x, rotation, mask, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns (logits, hidden_states) for tokens (batch, seqlen); see `hidden_states` for the other arguments.
+
+        Logits are (batch, 1, vocab_size), of the last position alone, where `targets is None`, and
+        (batch, seqlen, vocab_size) otherwise. Hidden states are (batch, seqlen, dim), after the final norm.
+        """
+        hidden = self.hidden_states(tokens, cache, padding_mask)
+        logits = self.output(hidden[:, -1:] if targets is None else hidden)
+        return logits, hidden
+
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        epsilon: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continues idx (batch, seqlen) by `max_new_tokens`: greedily at temperature 0, else by top-p sampling.
+
+        `epsilon` (Fall 2025) truncates by absolute probability instead of top-p. Returns (batch, seqlen + new).
+        """
+        sampler = Sampler(temperature, top_p=None if epsilon is not None else top_p, epsilon=epsilon)
+        return decoding.generate(self, idx, max_new_tokens, sampler, generator, use_cache=self.config.use_cache)
+
+    def new_cache(self, batch: int, capacity: int | None = None) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` (default and limit `max_seq_len`) tokens."""
+        capacity = min(capacity or self.config.max_seq_len, self.config.max_seq_len)
+        return KVCache(self.config, batch, capacity, self.device, self.dtype)
+
+    def _rotation(self, past: int, seqlen: int, padding_mask: Tensor | None) -> Rotation:
+        if past + seqlen > self.config.max_seq_len:
+            raise ValueError(f"{past + seqlen} tokens are more than the model's {self.config.max_seq_len} positions")
+        if padding_mask is None:  # (seqlen, 1, head_dim / 2), broadcast over batch and heads
+            return self.rope_cos[past : past + seqlen, None], self.rope_sin[past : past + seqlen, None]
+        positions = (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # (batch, seqlen)
+        return self.rope_cos[positions][:, :, None], self.rope_sin[positions][:, :, None]
+
+    def _mask(self, past: int, seqlen: int, padding_mask: Tensor | None) -> Tensor | None:
+        """What each query may see, (batch or 1, 1, seqlen, past + seqlen); None where plain attention says it all."""
+        if padding_mask is None and (past == 0 or seqlen == 1):
+            return None
+        queries = torch.arange(past, past + seqlen, device=self.device)[:, None]
+        keys = torch.arange(past + seqlen, device=self.device)[None]
+        visible = (keys <= queries if self.config.causal else keys >= 0).expand(seqlen, -1)[None, None]
+        if padding_mask is None:
+            return visible
+        return (visible & padding_mask[:, None, None, :]) | (keys == queries)  # padding sees itself: no empty softmax
+
+
+def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:
+    """Reads any known checkpoint (see `checkpoint.read_checkpoint`) and returns its model in evaluation mode.
+
+    Prints the reader's notes, such as LayerNorm biases set to zero. Raises ValueError or OSError, saying why.
+    """
+    found = read_checkpoint(checkpoint, norm)
+    for note in found.notes:
+        print(note)
+    return from_checkpoint(found)
+
+
+def from_checkpoint(found) -> Llama:
+    """Builds the model of a `checkpoint.Checkpoint`, taking over its tensors (no copy where they are memory-mapped)."""
+    with torch.device("meta"):
+        model = Llama(found.config)
+    state = dict(found.state_dict)
+    if found.config.tie_embeddings:
+        state["output.weight"] = state["tok_embeddings.weight"]
+    model.load_state_dict(state, assign=True)
+    if found.config.tie_embeddings:
+        model.output.weight = model.tok_embeddings.weight
+    model.rope_cos, model.rope_sin = rotation_table(found.config.head_dim, found.config.max_seq_len, found.config.rope_theta)
+    return model.eval()

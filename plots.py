@@ -1,0 +1,52 @@
+"""All figures; the only module that imports matplotlib, and only when a figure is drawn.
+
+    python -c "import plots; plots.training_curves('models/stories.jsonl', 'models/stories.png')"
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import run_log
+from files import atomic_path
+
+
+def new_figure(width: float = 7.0, height: float = 4.2):
+    """A figure and its axes, drawn without a screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def save_figure(figure, path: str | Path) -> None:
+    """Writes the figure as PNG, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def training_curves(log: str | Path, path: str | Path) -> None:
+    """Training loss (smoothed over 50 steps) and held-out loss against the step, from a run's JSON-lines log."""
+    records = run_log.read(log)
+    training = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
+    figure, axes = new_figure()
+    if training:
+        steps, losses = zip(*training, strict=True)
+        axes.plot(steps, _smooth(losses, 50), label="training (mean of 50 steps, dropout on)", linewidth=1)
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", label="held out", markersize=3, linewidth=1.5)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 2 * held_out[0][1]))
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def _smooth(values: tuple[float, ...], width: int) -> list[float]:
+    smoothed, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - width] if index >= width else 0.0)
+        smoothed.append(total / min(index + 1, width))
+    return smoothed

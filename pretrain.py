@@ -1,0 +1,133 @@
+"""Pretraining on text: `--option tokenizer` trains a tokenizer, `--option pretrain` a model.
+
+    python run_llama.py --option pretrain --corpus TEXT --tokenizer models/mine.model --save_dir runs/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import plots
+from checkpoint import save_checkpoint
+from config import LlamaConfig
+from files import check_writable
+from llama import Llama
+from losses import cross_entropy, token_nll
+from muon import Muon, muon_groups
+from optimizer import AdamW, decay_groups
+from run_log import RunLog
+from story_data import StoryBatches, TokenFile, read_documents, split_documents, tokenise
+from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
+from trainer import Trainer, TrainSettings
+from utils import set_up
+
+CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta")
+
+
+class StoryWorkload:
+    """Next-token prediction on a corpus, a share of whose documents is held out to choose the best checkpoint."""
+
+    def __init__(self, data: TokenFile, tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Namespace):
+        training, held_out = split_documents(len(data), args.held_out, args.seed)
+        self.training = StoryBatches(data, training, config.max_seq_len, args.batch_tokens, args.seed)
+        self.held_out = StoryBatches(data, held_out, config.max_seq_len, args.batch_tokens, args.seed)
+        self.config, self.tokenizer = config, tokenizer
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """Batches of documents of like length, in an order of the epoch's own."""
+        return self.training.epoch(epoch)
+
+    def count(self, batch: np.ndarray) -> int:
+        """Number of next-token targets."""
+        return self.training.count(batch)
+
+    def loss(self, model: Llama, batch: np.ndarray) -> Tensor:
+        """Summed cross-entropy of the batch, in nats."""
+        hidden, targets = _run(model, self.training, batch)
+        return cross_entropy(hidden, model.output.weight, targets)
+
+    def evaluate(self, model: Llama) -> dict[str, float]:
+        """Loss a token (nats) and perplexity on the held-out documents."""
+        total = count = 0.0
+        for batch in self.held_out.in_order():
+            hidden, targets = _run(model, self.held_out, batch)
+            total += token_nll(hidden, model.output.weight, targets).sum().item()
+            count += self.held_out.count(batch)
+        loss = total / count
+        return {"held_out_loss": loss, "held_out_perplexity": math.exp(loss), "score": -loss}
+
+    def save_best(self, model: Llama, path: Path) -> None:
+        """The model in the project's format, naming its tokenizer."""
+        save_checkpoint(path, self.config, model.state_dict(), Path(self.tokenizer.model_path))
+
+
+def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Hidden states (targets, dim) and their targets (targets,), of a batch with its rows laid end to end."""
+    tokens, targets = (tensor.to(model.device) for tensor in batches.tensors(batch))
+    return model.hidden_states(tokens).flatten(0, 1), targets.flatten()
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Checks and loads everything; returns what trains. Raises ValueError or OSError before any work is done."""
+    device = set_up(args.seed, args.use_gpu, args.threads)
+    tokenizer = load_tokenizer(args.tokenizer)
+    config = LlamaConfig(vocab_size=tokenizer.n_words, **{name: getattr(args, name) for name in CONFIG_FLAGS})
+    folder = Path(args.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / "last.pt")
+    if (folder / "last.pt").exists() and not args.resume:
+        raise ValueError(f"{folder} holds a run already: go on with it by --resume, or name another --save_dir")
+    data = tokenise(args.corpus, tokenizer, folder / "cache")
+    model = Llama(config).to(device)
+    workload = StoryWorkload(data, tokenizer, config, args)
+    trainer = Trainer(
+        model, _optimizer(model, args), workload, _settings(args), folder, device, RunLog(folder / "log.jsonl")
+    )
+    if args.resume and trainer.state_path.exists():
+        trainer.resume()
+    return lambda: _train(trainer, model)
+
+
+def _settings(args: argparse.Namespace) -> TrainSettings:
+    return TrainSettings(
+        epochs=args.epochs, schedule=args.schedule, warmup_steps=args.warmup_steps, rate_floor=args.rate_floor,
+        accumulation=args.accumulation, dtype=args.dtype, evaluate_every=args.evaluate_every,
+        save_every=args.save_every, patience=args.patience,
+    )  # fmt: skip
+
+
+def _optimizer(model: Llama, args: argparse.Namespace) -> AdamW:
+    kind, groups = {"adamw": (AdamW, decay_groups), "muon": (Muon, muon_groups)}[args.optimizer]
+    return kind(
+        groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), eps=1e-8, max_grad_norm=args.max_grad_norm
+    )
+
+
+def _train(trainer: Trainer, model: Llama) -> None:
+    folder, workload = trainer.folder, trainer.workload
+    print(f"{model.parameter_count():,} parameters, {len(workload.training.rows):,} rows, {trainer.total_steps:,} steps")
+    trainer.fit()
+    plots.training_curves(folder / "log.jsonl", folder / "loss_curve.png")
+    print(f"best held-out loss {-trainer.progress.best_score:.4f} nats a token; wrote {folder / 'best.pt'}")
+
+
+def prepare_tokenizer(args: argparse.Namespace) -> Callable[[], None]:
+    """Checks the corpus and the target of `--option tokenizer`; returns what trains and writes it."""
+    path = check_writable(args.tokenizer)
+    documents = [document for corpus in args.corpus for document in read_documents(corpus)]
+
+    def work() -> None:
+        train_tokenizer(documents, str(path), args.vocab_size)
+        tokenizer = load_tokenizer(path)
+        pieces = sum(len(ids) for ids in tokenizer.sp_model.encode(documents))
+        size = sum(len(document.encode()) for document in documents)
+        print(f"{tokenizer.n_words} pieces, {size / pieces:.2f} bytes a piece; wrote {path}")
+
+    return work

@@ -1,0 +1,48 @@
+"""Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2).
+
+The pair (x[2i], x[2i+1]) of a head's features at position m is turned by the angle m · theta^(−2i / head_dim),
+so that the product of a query and a key depends on the distance of their positions alone.
+
+    python rope_test.py
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def rotation_table(head_dim: int, max_seq_len: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every angle, each (max_seq_len, head_dim / 2) in float32 on the CPU.
+
+    Computed in float64, so that far positions are as exact as near ones, and once for each shape.
+    """
+    if head_dim % 2:
+        raise ValueError(f"rotary positions turn pairs: head size {head_dim} is odd")
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the adjacent pairs of x (..., seqlen, head_dim) by angles (..., seqlen, head_dim / 2); keeps x's dtype."""
+    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).type_as(x)  # (..., head_dim / 2, 2) -> (..., head_dim)
+
+
+def apply_rotary_emb(
+    query: Tensor, key: Tensor, head_dim: int, max_seq_len: int, theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
+    """The course's interface: rotates query and key, each (batch, seqlen, heads, head_dim), from position 0.
+
+    Raises ValueError when the sequence is longer than `max_seq_len`.
+    """
+    seqlen = query.shape[1]
+    if seqlen > max_seq_len:
+        raise ValueError(f"a sequence of {seqlen} tokens is longer than the {max_seq_len} positions")
+    cos, sin = (table[:seqlen, None].to(query.device) for table in rotation_table(head_dim, max_seq_len, theta))
+    return rotate(query, cos, sin), rotate(key, cos, sin)  # tables broadcast over heads: (seqlen, 1, head_dim / 2)

@@ -1,0 +1,39 @@
+"""The course's entry point: parses the flags and hands them to the task that `--option` names.
+
+    python run_llama.py --option generate
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import cli
+
+TASKS = {  # option: module and function that checks everything and returns the work
+    "generate": ("generate", "prepare"),
+    "tokenizer": ("pretrain", "prepare_tokenizer"),
+    "pretrain": ("pretrain", "prepare"),
+    "evaluate": ("evaluate", "prepare"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the task; bad input ends in one line and exit code 2 before any work is done, Ctrl-C in 130."""
+    args = cli.parse_args(argv)
+    module, function = TASKS[args.option]
+    try:
+        work = getattr(importlib.import_module(module), function)(args)
+    except (ValueError, OSError) as error:
+        print(f"run_llama.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        work()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

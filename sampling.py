@@ -1,0 +1,92 @@
+"""Decoding rules as pure functions of logits (batch, vocab): each returns logits with the refused tokens at −inf.
+
+    python run_llama.py --option generate --temperature 0.8 --top_p 0.9
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keeps the k likeliest tokens (Fan et al. 2018), the lower ids of those that tie."""
+    kept = logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return logits.masked_fill(~_marked(logits, kept), -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keeps the smallest set of tokens whose probability reaches p (Holtzman et al. 2020, section 3.1).
+
+    Tokens join it from the likeliest down, of those that tie the lower id first, until the sum is at least p.
+    """
+    sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = sorted_logits.double().softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # the mass of all likelier tokens
+    refused = before >= p
+    refused[..., 0] = False
+    return logits.masked_fill(refused.scatter(-1, order, refused), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Keeps tokens at least `min_p` times as likely as the likeliest (Nguyen et al. 2024)."""
+    probabilities = logits.softmax(dim=-1)
+    floor = min_p * probabilities.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(probabilities < floor, -torch.inf)
+
+
+def keep_epsilon(logits: Tensor, epsilon: float) -> Tensor:
+    """Keeps tokens of probability at least `epsilon` (Hewitt et al. 2022, section 4), and always the likeliest."""
+    refused = logits.softmax(dim=-1) < epsilon
+    refused &= logits < logits.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(refused, -torch.inf)
+
+
+def _marked(logits: Tensor, indices: Tensor) -> Tensor:
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, indices, True)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A decoding rule: greedy at temperature 0, else a draw from the tempered, truncated distribution.
+
+    The truncations that are given apply in the order top-k, top-p, min-p, epsilon, after the temperature.
+    Raises ValueError for a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0.0:
+            raise ValueError(f"temperature must not be negative, but is {self.temperature}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        for name in ("min_p", "epsilon"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], not {value}")
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """The tempered and truncated logits that a draw is made from."""
+        logits = logits.float() / self.temperature
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None and self.top_p < 1.0:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
+        return logits if self.epsilon is None else keep_epsilon(logits, self.epsilon)
+
+    def choose(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One token for each row of logits (batch, vocab): (batch,)."""
+        if self.temperature == 0.0:
+            return logits.argmax(dim=-1)
+        return torch.multinomial(self.logits(logits).softmax(dim=-1), 1, generator=generator)[:, 0]

@@ -1,0 +1,146 @@
+"""Text for language modelling: documents read, tokenised once into a memory-mapped file, and batched.
+
+    python run_llama.py --option pretrain --corpus TEXT --tokenizer models/stories.model
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from files import atomic_path, check_readable, read_text
+from losses import IGNORED
+from tokenizer import AnyTokenizer
+
+SEPARATOR = "<|endoftext|>"
+
+
+def read_documents(path: str | Path) -> list[str]:
+    """The documents of a text file (divided by lines `<|endoftext|>`) or of a `.jsonl` file (field "text").
+
+    Blank ones are left out. Raises OSError or ValueError for a file that cannot be read or holds no document.
+    """
+    text = read_text(check_readable(path))
+    if Path(path).suffix == ".jsonl":
+        documents = _json_lines(path, text)
+    else:
+        documents = text.replace("\r\n", "\n").split(SEPARATOR)
+    documents = [document.strip("\n") for document in documents if document.strip()]
+    if not documents:
+        raise ValueError(f"{path} holds no text")
+    return documents
+
+
+def _json_lines(path: str | Path, text: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            documents.append(json.loads(line)["text"] if line.strip() else "")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f'{path}, line {number}: not a JSON object with a field "text"') from None
+    return documents
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Documents as one row of ids, each framed by BOS and EOS; document i is tokens[offsets[i] : offsets[i + 1]]."""
+
+    tokens: np.ndarray  # (total,) uint16 or uint32
+    offsets: np.ndarray  # (documents + 1,) int64
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def tokenise(paths: list[str], tokenizer: AnyTokenizer, cache: Path) -> TokenFile:
+    """Tokenises the files' documents into `cache` (a folder) and maps the result into memory.
+
+    The files' names there carry a digest of the texts and the tokenizer, so nothing is tokenised twice.
+    """
+    digest = hashlib.sha256(Path(tokenizer.model_path).read_bytes())
+    for path in paths:
+        digest.update(check_readable(path).read_bytes())
+    stem = cache / digest.hexdigest()[:16]
+    tokens, offsets = stem.with_suffix(".tokens.npy"), stem.with_suffix(".offsets.npy")
+    if not (tokens.exists() and offsets.exists()):
+        cache.mkdir(parents=True, exist_ok=True)
+        documents = [document for path in paths for document in read_documents(path)]
+        rows = [tokenizer.encode(document, bos=True, eos=True) for document in documents]
+        dtype = np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32
+        _save(tokens, np.concatenate([np.asarray(row, dtype=dtype) for row in rows]))
+        _save(offsets, np.cumsum([0] + [len(row) for row in rows], dtype=np.int64))
+    return TokenFile(np.load(tokens, mmap_mode="r"), np.load(offsets, mmap_mode="r"))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def split_documents(count: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the documents to train on and of those held out (a share, at least one), drawn from the seed."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+    kept_back = max(1, round(count * held_out))
+    return np.sort(order[kept_back:]), np.sort(order[:kept_back])
+
+
+class StoryBatches:
+    """Batches of whole documents of like length, right-padded, of about `tokens_per_batch` tokens each.
+
+    A document longer than `max_seq_len` is cut into rows that overlap by one token, so that every token but the
+    first is a target exactly once; no row holds two documents. An epoch's order depends on (seed, epoch) alone.
+    """
+
+    def __init__(self, data: TokenFile, documents: np.ndarray, max_seq_len: int, tokens_per_batch: int, seed: int):
+        self.data, self.tokens_per_batch, self.seed = data, tokens_per_batch, seed
+        rows = []
+        for document in documents:
+            start, end = int(data.offsets[document]), int(data.offsets[document + 1])
+            rows += [(cut, min(cut + max_seq_len + 1, end)) for cut in range(start, end - 1, max_seq_len)]
+        self.rows = np.asarray(rows, dtype=np.int64)  # (rows, 2): start and end in data.tokens
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The row numbers of each batch of an epoch: random, but rows of like length together."""
+        random = np.random.default_rng((self.seed, epoch))
+        lengths = self.rows[:, 1] - self.rows[:, 0]
+        order = np.argsort(lengths * random.uniform(1.0, 1.1, len(lengths)), kind="stable")
+        batches = self._cut(order, lengths[order])
+        return [batches[index] for index in random.permutation(len(batches))]
+
+    def in_order(self) -> list[np.ndarray]:
+        """Batches from the shortest row to the longest, for measuring."""
+        lengths = self.rows[:, 1] - self.rows[:, 0]
+        order = np.argsort(lengths, kind="stable")
+        return self._cut(order, lengths[order])
+
+    def _cut(self, order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        batches, start, longest = [], 0, 0
+        for place, length in enumerate(lengths):
+            longest = max(longest, int(length))
+            if place > start and longest * (place - start + 1) > self.tokens_per_batch:
+                batches.append(order[start:place])
+                start, longest = place, int(length)
+        batches.append(order[start:])
+        return batches
+
+    def count(self, batch: np.ndarray) -> int:
+        """How many targets a batch has."""
+        return int((self.rows[batch, 1] - self.rows[batch, 0] - 1).sum())
+
+    def tensors(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Tokens and next-token targets of a batch, each (rows, longest − 1); targets of padding are `IGNORED`."""
+        rows = self.rows[batch]
+        width = int((rows[:, 1] - rows[:, 0]).max()) - 1
+        tokens = np.zeros((len(rows), width), dtype=np.int64)
+        targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
+        for row, (start, end) in enumerate(rows):
+            ids = self.data.tokens[start:end].astype(np.int64)
+            tokens[row, : len(ids) - 1] = ids[:-1]
+            targets[row, : len(ids) - 1] = ids[1:]
+        return torch.from_numpy(tokens), torch.from_numpy(targets)

@@ -1,0 +1,144 @@
+"""Text to token ids and back: SentencePiece models, and llama2.c's `tokenizer.bin`.
+
+    python run_llama.py --option tokenizer --corpus TEXT --tokenizer models/mine.model --vocab_size 4096
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+TOKENIZER_MODEL = "tokenizer.model"  # the Llama 2 tokenizer, where the course puts it
+BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
+
+
+class Tokenizer:
+    """The course's tokenizer over a SentencePiece model (default `tokenizer.model`).
+
+    `max_len` cuts a text's pieces, before BOS and EOS are added. `pad_id` is the piece of the zero byte, as in the
+    course (SentencePiece's own is −1, which no embedding has). Raises OSError or ValueError for a file that is
+    missing or no SentencePiece model.
+    """
+
+    def __init__(self, max_len: int | None = None, tokenizer_model: str | None = None):
+        self.model_path = str(tokenizer_model or TOKENIZER_MODEL)
+        if not Path(self.model_path).is_file():
+            raise FileNotFoundError(f"no tokenizer at {self.model_path}")
+        try:
+            self.sp_model = SentencePieceProcessor(model_file=self.model_path)
+        except RuntimeError:
+            raise ValueError(f"{self.model_path} is not a SentencePiece model") from None
+        self.max_len = max_len
+        self.n_words: int = self.sp_model.vocab_size()
+        self.bos_id: int = self.sp_model.bos_id()
+        self.eos_id: int = self.sp_model.eos_id()
+        self.pad_id: int = self.sp_model.piece_to_id("<0x00>")
+
+    def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
+        """The ids of `s`, cut to `max_len` pieces, with BOS before and EOS behind if asked."""
+        return _framed(self.sp_model.encode(s), self, bos, eos)
+
+    def decode(self, t: list[int]) -> str:
+        """The text of the ids; BOS, EOS and other control ids vanish."""
+        return self.sp_model.decode(t)
+
+
+class BinTokenizer:
+    """llama2.c's `tokenizer.bin`: byte-pair merges by score, with the same interface as `Tokenizer`.
+
+    File: int32 longest piece, then for each piece float32 score, int32 length, bytes. Ids 0, 1, 2 are unknown, BOS
+    and EOS; 3 to 258 are the single bytes. Raises ValueError for a file cut short.
+    """
+
+    bos_id, eos_id, pad_id = 1, 2, 3
+
+    def __init__(self, max_len: int | None = None, tokenizer_model: str = "tokenizer.bin"):
+        self.model_path, self.max_len = str(tokenizer_model), max_len
+        self.pieces, self.scores = _read_bin(Path(self.model_path))
+        self.n_words = len(self.pieces)
+        self.ids = {piece: index for index, piece in reversed(list(enumerate(self.pieces)))}
+
+    def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
+        """The ids of `s`: characters (or their bytes), merged in pairs, the best score first."""
+        text = " " + s if s else s
+        ids = []
+        for character in text:
+            raw = character.encode("utf-8")
+            ids += [self.ids[raw]] if raw in self.ids else [byte + 3 for byte in raw]
+        while (merge := self._best_merge(ids)) is not None:
+            ids[merge[0] : merge[0] + 2] = [merge[1]]
+        return _framed(ids, self, bos, eos)
+
+    def _best_merge(self, ids: list[int]) -> tuple[int, int] | None:
+        """(place, merged id) of the pair whose piece scores highest, the leftmost of equals; None if none is left."""
+        best, best_score = None, -float("inf")
+        for place in range(len(ids) - 1):
+            merged = self.ids.get(self.pieces[ids[place]] + self.pieces[ids[place + 1]])
+            if merged is not None and self.scores[merged] > best_score:
+                best, best_score = (place, merged), self.scores[merged]
+        return best
+
+    def decode(self, t: list[int]) -> str:
+        """The text of the ids, without the space that `encode` put before it; broken UTF-8 is replaced."""
+        raw = b"".join(self._bytes_of(token) for token in t if token not in (self.bos_id, self.eos_id))
+        return raw.decode("utf-8", errors="replace").removeprefix(" ")
+
+    def _bytes_of(self, token: int) -> bytes:
+        piece = self.pieces[token]
+        byte = BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece
+
+
+AnyTokenizer = Tokenizer | BinTokenizer
+
+
+def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer:
+    """A tokenizer from a SentencePiece `.model` or llama2.c's `.bin`; raises ValueError or OSError, saying why."""
+    if Path(path).suffix == ".bin":
+        return BinTokenizer(max_len, str(path))
+    return Tokenizer(max_len, str(path))
+
+
+def train_tokenizer(texts: list[str], path: str, vocab_size: int) -> None:
+    """Trains a byte-pair-encoding SentencePiece model with Llama's special ids and byte fallback; writes it to `path`.
+
+    Unknown, BOS and EOS are 0, 1 and 2, the 256 bytes follow; digits stand alone, newlines and spaces are kept.
+    Raises ValueError when the texts are too few for so many pieces.
+    """
+    options = dict(model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True)
+    options |= dict(normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True)
+    options |= dict(max_sentence_length=1 << 20, minloglevel=2, num_threads=2, unk_surface=" \u2047 ")
+    with open(path, "wb") as writer:
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(texts), model_writer=writer, vocab_size=vocab_size, **options
+            )
+        except RuntimeError as error:
+            raise ValueError(f"no tokenizer of {vocab_size} pieces can be trained: {error}") from None
+
+
+def _framed(ids: list[int], tokenizer: AnyTokenizer, bos: bool, eos: bool) -> list[int]:
+    ids = ids if tokenizer.max_len is None else ids[: tokenizer.max_len]
+    return [tokenizer.bos_id] * bos + ids + [tokenizer.eos_id] * eos
+
+
+def _read_bin(path: Path) -> tuple[list[bytes], list[float]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}")
+    data, place = path.read_bytes(), 4
+    pieces, scores = [], []
+    while place < len(data):
+        if place + 8 > len(data):
+            raise ValueError(f"{path} is not a llama2.c tokenizer, or it is cut short")
+        score, length = struct.unpack_from("<fi", data, place)
+        if length < 0 or place + 8 + length > len(data):
+            raise ValueError(f"{path} is not a llama2.c tokenizer, or it is cut short")
+        pieces.append(data[place + 8 : place + 8 + length])
+        scores.append(score)
+        place += 8 + length
+    if len(pieces) < 259:
+        raise ValueError(f"{path} is not a llama2.c tokenizer: {len(pieces)} pieces, where the bytes alone take 259")
+    return pieces, scores

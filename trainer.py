@@ -1,0 +1,205 @@
+"""The one training loop: accumulation, clipping, schedule, mixed precision, best and last checkpoint, resume.
+
+A task describes its work as a `Workload`; the loop knows nothing of texts or labels.
+
+    python run_llama.py --option pretrain --help
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from checkpoint import CheckpointError, load_plain, save_plain
+from run_log import RunLog
+from schedule import rate_factor
+from utils import autocast
+
+STATE_FORMAT = "min-llama-training"
+
+
+class Workload(Protocol):
+    """What a task gives the trainer."""
+
+    def epoch(self, epoch: int) -> list[Any]:
+        """The batches of an epoch, in order; a function of the epoch alone, so that a run can resume."""
+
+    def count(self, batch: Any) -> int:
+        """How many targets a batch has."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The sum of the losses of a batch's targets."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Measures the model on held-out data. `score` decides which one is kept: higher is better."""
+
+    def save_best(self, model: nn.Module, path: Path) -> None:
+        """Writes the model as a checkpoint of its own."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. `evaluate_every` and `save_every` count steps; 0 means at the end of each epoch.
+
+    `patience` stops after so many evaluations without a better score (0: never).
+    """
+
+    epochs: int
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    rate_floor: float = 0.0
+    accumulation: int = 1
+    dtype: str = "float32"
+    evaluate_every: int = 0
+    save_every: int = 0
+    patience: int = 0
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a resumed run must know besides weights, moments and random state."""
+
+    step: int = 0
+    epoch: int = 0
+    place: int = 0  # batches of this epoch already trained on
+    targets: int = 0
+    best_score: float = float("-inf")
+    stale: int = 0  # evaluations since the best
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains `model` on `workload`; keeps `last.pt` (all a resumed run needs) and `best.pt` in `folder`.
+
+    Each group's rate in `optimizer` is the peak that the schedule scales.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        workload: Workload,
+        settings: TrainSettings,
+        folder: Path,
+        device: torch.device,
+        log: RunLog,
+    ):
+        self.model, self.optimizer, self.workload = model, optimizer, workload
+        self.settings, self.folder, self.device, self.log = settings, folder, device, log
+        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+        self.progress = Progress()
+        self.peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self.steps_per_epoch = -(-len(workload.epoch(0)) // settings.accumulation)
+        self.total_steps = settings.epochs * self.steps_per_epoch
+
+    @property
+    def state_path(self) -> Path:
+        """Where the state to resume from is kept."""
+        return self.folder / "last.pt"
+
+    def fit(self) -> Progress:
+        """Trains to the end, or until patience is lost; returns where the run stands then."""
+        started = time.perf_counter() - self.progress.seconds
+        bar = tqdm(total=self.total_steps, initial=self.progress.step, desc="training", unit="step")
+        while self.progress.epoch < self.settings.epochs and not self._patience_lost():
+            batches = self.workload.epoch(self.progress.epoch)
+            while self.progress.place < len(batches) and not self._patience_lost():
+                group = batches[self.progress.place : self.progress.place + self.settings.accumulation]
+                loss, rate = self._step(group)
+                self.progress.place += len(group)
+                self.progress.seconds = time.perf_counter() - started
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
+                self.log.write(step=self.progress.step, epoch=self.progress.epoch, loss=loss, lr=rate)
+                self._after_step(epoch_ends=self.progress.place >= len(batches), bar=bar)
+            if self.progress.place >= len(batches):
+                self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
+        bar.close()
+        self.save()
+        return self.progress
+
+    def _patience_lost(self) -> bool:
+        return 0 < self.settings.patience <= self.progress.stale
+
+    def _step(self, batches: list[Any]) -> tuple[float, float]:
+        """One update from a group of batches, each target weighing the same; returns the mean loss and the rate."""
+        settings, progress = self.settings, self.progress
+        factor = rate_factor(
+            progress.step, self.total_steps, settings.warmup_steps, settings.schedule, settings.rate_floor
+        )
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
+        self.model.train()
+        targets = sum(self.workload.count(batch) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            with autocast(self.device, self.dtype):
+                loss = self.workload.loss(self.model, batch) / targets
+            loss.backward()
+            total += loss.item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.targets += targets
+        return total, self.peak_rates[0] * factor
+
+    def _after_step(self, epoch_ends: bool, bar: tqdm) -> None:
+        if self._due(self.settings.evaluate_every, epoch_ends):
+            self._evaluate(bar)
+        if self._due(self.settings.save_every, epoch_ends):
+            self.save()
+
+    def _due(self, every: int, epoch_ends: bool) -> bool:
+        return self.progress.step % every == 0 if every else epoch_ends
+
+    def _evaluate(self, bar: tqdm) -> None:
+        self.model.eval()
+        with torch.no_grad(), autocast(self.device, self.dtype):
+            measured = self.workload.evaluate(self.model)
+        progress = self.progress
+        self.log.write(
+            step=progress.step, epoch=progress.epoch, targets=progress.targets, seconds=progress.seconds, **measured
+        )
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if name != "score")
+        bar.write(f"step {progress.step}: {figures}")
+        if measured["score"] > progress.best_score:
+            progress.best_score, progress.stale = measured["score"], 0
+            self.workload.save_best(self.model, self.folder / "best.pt")
+        else:
+            progress.stale += 1
+
+    def save(self) -> None:
+        """Writes all that a resumed run needs, atomically."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {"format": STATE_FORMAT, "settings": asdict(self.settings), "progress": asdict(self.progress)}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
+        save_plain(state, self.state_path)
+
+    def resume(self) -> None:
+        """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the settings are not the same."""
+        state = load_plain(self.state_path)
+        if state.get("format") != STATE_FORMAT:
+            raise CheckpointError(f"{self.state_path} is not the state of a training run")
+        for name, value in asdict(self.settings).items():
+            if state["settings"].get(name) != value:
+                found = state["settings"].get(name)
+                raise CheckpointError(f"{self.state_path} was begun with {name} {found}, not {value}")
+        self.model.load_state_dict(state["model"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        self.progress = Progress(**state["progress"])
+        self.log.cut_after(self.progress.step)

@@ -1,0 +1,32 @@
+"""Seed, device and number type, chosen once at the top of a task and passed down.
+
+    python -c "import utils; print(utils.set_up(seed=0))"
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def set_up(seed: int, use_gpu: bool = False, threads: int | None = None) -> torch.device:
+    """Seeds torch (fresh weights, dropout), sets the number of CPU threads if given, and returns the device.
+
+    Raises ValueError where a GPU is asked for and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise ValueError("--use_gpu: no CUDA device is available here; leave the flag out to run on the CPU")
+    torch.manual_seed(seed)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Mixed precision with matrix products in `dtype`; nothing at all for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
