@@ -60,8 +60,10 @@ def read_checkpoint(path: str | os.PathLike, norm: str | None = None) -> Checkpo
     raise CheckpointError(f"{path} is not a checkpoint of a model: it has no 'model' with its 'model_args'")
 
 
-def save_checkpoint(path: Path, config: LlamaConfig, state: dict[str, Tensor], tokenizer: Path | None = None) -> None:
-    """Writes the project's format, atomically; a tied output is stored once, the tokenizer's path relative to `path`."""
+def save_checkpoint(
+    path: str | os.PathLike, config: LlamaConfig, state: dict[str, Tensor], tokenizer: Path | None = None
+) -> None:
+    """Writes the project's format, atomically. A tied output is stored once, the tokenizer relative to `path`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if config.tie_embeddings:
         tensors.pop("output.weight", None)
@@ -120,7 +122,7 @@ def _foreign(path: Path, content: dict) -> Checkpoint:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     state = {_course_name(name): tensor.float() for name, tensor in content["model"].items()}
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("freqs_")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("freqs_")}  # rotation tables
     output, embedding = state.get("output.weight"), state.get("tok_embeddings.weight")
     config.tie_embeddings = output is None or embedding is None or torch.equal(output, embedding)
     tokenizer = _beside(path, "tokenizer.model") or _beside(path, "tokenizer.bin")
@@ -140,23 +142,29 @@ def _checked(path: Path, found: Checkpoint, norm: str | None) -> Checkpoint:
     if found.config.tie_embeddings:
         found.state_dict.pop("output.weight", None)
     shapes = parameter_shapes(found.config)
-    missing = [name for name in shapes if name not in found.state_dict]
-    unexpected = [name for name in found.state_dict if name not in shapes]
-    biases = [name for name in missing if name.endswith("norm.bias")]
-    if biases and len(biases) == sum(name.endswith("norm.bias") for name in shapes):
+    biases = [name for name in shapes if name.endswith("norm.bias")]
+    if biases and not any(name in found.state_dict for name in biases):
         found.state_dict |= {name: torch.zeros(shapes[name]) for name in biases}
         found.notes.append(
             f"{path}: no LayerNorm biases (the weights were trained with RMSNorm); they start at zero, "
             "as in the course. --norm rmsnorm gives the weights the norm they were trained with."
         )
-        missing = [name for name in missing if name not in biases]
-    if missing or unexpected:
-        words = [f"lacks {', '.join(missing[:3])}"] * bool(missing) + [f"adds {', '.join(unexpected[:3])}"] * bool(unexpected)
-        raise CheckpointError(f"{path} does not fit its configuration: it {' and '.join(words)}")
-    for name, shape in shapes.items():
-        if tuple(found.state_dict[name].shape) != shape:
-            raise CheckpointError(f"{path}: {name} is {tuple(found.state_dict[name].shape)}, not {shape}")
+    _check_fit(path, found.state_dict, shapes)
     return found
+
+
+def _check_fit(path: Path, state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    missing = [name for name in shapes if name not in state]
+    unexpected = [name for name in state if name not in shapes]
+    faults = [f"it lacks {', '.join(missing[:3])}"] if missing else []
+    faults += [f"it has an unknown {', '.join(unexpected[:3])}"] if unexpected else []
+    faults += [
+        f"{name} is {tuple(state[name].shape)}, not {shape}"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != shape
+    ][:3]
+    if faults:
+        raise CheckpointError(f"{path} does not fit its configuration: {'; '.join(faults)}")
 
 
 def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -210,6 +218,6 @@ def bin_order(config: LlamaConfig) -> list[tuple[str | None, tuple[int, ...]]]:
     kinds += ["attention.compute_output", "ffn_norm", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
     names = ["tok_embeddings.weight"]
     names += [f"layers.{index}.{kind}.weight" for kind in kinds for index in range(config.n_layers)]
-    order: list[tuple[str | None, tuple[int, ...]]] = [(name, shapes[name]) for name in names + ["norm.weight"]]
+    order: list[tuple[str | None, tuple[int, ...]]] = [(name, shapes[name]) for name in [*names, "norm.weight"]]
     order += [(None, (config.max_seq_len, config.head_dim // 2))] * 2
     return order + ([] if config.tie_embeddings else [("output.weight", shapes["output.weight"])])

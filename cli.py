@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 OPTIONS = {
     "generate": "continue a sentence, greedily and by sampling",
@@ -15,7 +16,7 @@ OPTIONS = {
     "evaluate": "bits per byte and perplexity of a model on a text",
 }
 DEFAULT_MODEL = "stories42M.pt"
-OPTION_DEFAULTS = {"pretrain": {"epochs": 8, "lr": 3e-3}}  # where a task's default is not the course's
+OPTION_DEFAULTS = {"pretrain": {"epochs": 7, "lr": 3e-3}}  # where a task's default is not the course's
 
 
 def number(kind: type, low: float, high: float | None = None, above: bool = False) -> Callable[[str], float]:
@@ -36,12 +37,13 @@ def number(kind: type, low: float, high: float | None = None, above: bool = Fals
 positive = number(int, 1)
 count = number(int, 0)
 rate = number(float, 0.0)
+share = number(float, 0.0, 1.0)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every option's flags, the course's names and defaults first."""
     tasks = "\n".join(f"  {name:<10} {text}" for name, text in OPTIONS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="run_llama.py",
         description=f"A small Llama laboratory. What --option can do:\n{tasks}",
         formatter_class=_HelpFormatter,
@@ -53,6 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(parser.add_argument_group("pretrain: the model"))
     _add_training(parser.add_argument_group("pretrain: the training"))
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a refused flag in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -84,12 +93,13 @@ def _add_generate(group) -> None:
     add("--prompt_file", metavar="FILE", help="continue each line of this file, all at once")
     add("--max_new_tokens", type=count, default=75, metavar="N", help="tokens to add")
     add("--temperature", type=rate, metavar="T", help="one continuation at this temperature, not one at 0 and one at 1")
-    add("--top_p", type=number(float, 0.0, 1.0, above=True), default=0.95, metavar="P", help="smallest set of mass P")
+    add("--top_p", type=number(float, 0.0, 1.0, above=True), default=0.95, metavar="P",
+        help="sample from the smallest set of tokens whose probability reaches P")  # fmt: skip
     add("--top_k", type=positive, metavar="K", help="sample from the K likeliest tokens")
-    add("--min_p", type=number(float, 0.0, 1.0), metavar="P", help="refuse tokens under P times the likeliest's")
-    add("--epsilon", type=number(float, 0.0, 1.0), metavar="E", help="refuse tokens of probability under E, no top-p")
+    add("--min_p", type=share, metavar="P", help="refuse tokens under P times the likeliest's probability")
+    add("--epsilon", type=share, metavar="E", help="refuse tokens of probability under E, in place of top-p")
     add("--slide", type=positive, default=64, metavar="N",
-        help="past the model's positions, forget the oldest tokens N at a time; 1 is the course's (slow) way")  # fmt: skip
+        help="past the model's positions, forget the oldest N tokens at a time; 1: as the course")  # fmt: skip
 
 
 def _add_corpus(group) -> None:
@@ -113,26 +123,33 @@ def _add_model(group) -> None:
 
 def _add_training(group) -> None:
     add = group.add_argument
-    add("--epochs", type=positive, default=5, help="passes over the data (pretrain: 8)")
+    add("--epochs", type=positive, default=5, help="passes over the data (pretrain: 7)")
     add("--lr", type=rate, default=2e-5, help="peak learning rate (pretrain: 3e-3)")
     add("--optimizer", choices=("adamw", "muon"), default="muon", help="muon: AdamW but for the hidden matrices")
     add("--schedule", choices=("constant", "cosine", "linear"), default="linear", help="decay after the warm-up")
     add("--warmup_steps", type=count, default=100, metavar="N", help="steps in which the rate rises")
-    add("--rate_floor", type=number(float, 0.0, 1.0), default=0.0, metavar="F", help="decay to this share of the peak")
-    add("--weight_decay", type=rate, default=0.1, help="decoupled decay, on matrices alone")
-    add("--max_grad_norm", type=number(float, 0.0, above=True), default=1.0, help="clip each group's gradients to this norm")
+    add("--rate_floor", type=share, default=0.0, metavar="SHARE", help="decay to this share of the peak")
+    add("--weight_decay", type=rate, default=0.1, metavar="W", help="decoupled decay, on matrices alone")
+    add("--max_grad_norm", type=number(float, 0.0, above=True), default=1.0, metavar="G",
+        help="clip the norm of each group's gradients, taken together, to G")  # fmt: skip
     add("--batch_tokens", type=positive, default=8192, metavar="N", help="tokens a batch, padding counted")
     add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
         help="share of the documents that chooses the best checkpoint")  # fmt: skip
     add("--evaluate_every", type=count, default=0, metavar="N", help="steps between measurements; 0: each epoch")
-    add("--save_every", type=count, default=0, metavar="N", help="steps between savings; 0: each epoch")
+    add("--save_every", type=count, default=0, metavar="N", help="steps between saved states; 0: each epoch")
     add("--patience", type=count, default=0, metavar="N", help="stop after N measurements without a better one")
+    add("--export", metavar="FILE",
+        help="write the best model here in bfloat16, and its settings, log and curves beside it")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --save_dir")
 
 
-REQUIRED = {"tokenizer": ("corpus", "tokenizer"), "pretrain": ("corpus", "tokenizer", "save_dir"), "evaluate": ("corpus",)}
+REQUIRED = {
+    "tokenizer": ("corpus", "tokenizer"),
+    "pretrain": ("corpus", "tokenizer", "save_dir"),
+    "evaluate": ("corpus",),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) over the last dimension, in float32, with gain and bias."""
+    """Layer normalisation (Ba et al. 2016) over the last dimension, in float32 at least, with gain and bias."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
@@ -42,11 +42,13 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises x (..., dim) by torch's fused kernel; returns x's dtype."""
-        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps).type_as(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(x.to(wide), weight.shape, weight, bias, self.eps).type_as(x)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32, with gain alone."""
+    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 at least, with gain alone."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
@@ -55,9 +57,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x / √(mean(x²) + eps) · weight for x (..., dim); returns x's dtype."""
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * inverse_rms * self.weight.float()).type_as(x)
+        return (wide * inverse_rms * self.weight).type_as(x)
 
 
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
@@ -304,5 +306,4 @@ def from_checkpoint(found) -> Llama:
     model.load_state_dict(state, assign=True)
     if found.config.tie_embeddings:
         model.output.weight = model.tok_embeddings.weight
-    model.rope_cos, model.rope_sin = rotation_table(found.config.head_dim, found.config.max_seq_len, found.config.rope_theta)
     return model.eval()

@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import plots
-from checkpoint import save_checkpoint
+import run_log
+from checkpoint import read_checkpoint, save_checkpoint
 from config import LlamaConfig
-from files import check_writable
+from files import atomic_path, check_writable, write_text
 from llama import Llama
 from losses import cross_entropy, token_nll
 from muon import Muon, muon_groups
@@ -25,10 +27,11 @@ from optimizer import AdamW, decay_groups
 from run_log import RunLog
 from story_data import StoryBatches, TokenFile, read_documents, split_documents, tokenise
 from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
-from trainer import Trainer, TrainSettings
+from trainer import Progress, Trainer, TrainSettings
 from utils import set_up
 
 CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta")
+TRAINING_FLAGS = ("lr", "optimizer", "weight_decay", "max_grad_norm", "batch_tokens", "held_out", "seed")
 
 
 class StoryWorkload:
@@ -82,17 +85,19 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
+    if args.export is not None:
+        check_writable(args.export)
     if (folder / "last.pt").exists() and not args.resume:
         raise ValueError(f"{folder} holds a run already: go on with it by --resume, or name another --save_dir")
     data = tokenise(args.corpus, tokenizer, folder / "cache")
     model = Llama(config).to(device)
     workload = StoryWorkload(data, tokenizer, config, args)
-    trainer = Trainer(
-        model, _optimizer(model, args), workload, _settings(args), folder, device, RunLog(folder / "log.jsonl")
-    )
+    identity = config.to_dict() | {name: getattr(args, name) for name in TRAINING_FLAGS} | {"data": data.digest}
+    log = RunLog(folder / "log.jsonl")
+    trainer = Trainer(model, _optimizer(model, args), workload, _settings(args), folder, device, log, identity)
     if args.resume and trainer.state_path.exists():
         trainer.resume()
-    return lambda: _train(trainer, model)
+    return lambda: _train(trainer, model, args)
 
 
 def _settings(args: argparse.Namespace) -> TrainSettings:
@@ -110,24 +115,45 @@ def _optimizer(model: Llama, args: argparse.Namespace) -> AdamW:
     )
 
 
-def _train(trainer: Trainer, model: Llama) -> None:
+def _train(trainer: Trainer, model: Llama, args: argparse.Namespace) -> None:
     folder, workload = trainer.folder, trainer.workload
-    print(f"{model.parameter_count():,} parameters, {len(workload.training.rows):,} rows, {trainer.total_steps:,} steps")
-    trainer.fit()
+    rows = len(workload.training.rows)
+    print(f"{model.parameter_count():,} parameters, {rows:,} rows of text, {trainer.total_steps:,} steps")
+    progress = trainer.fit()
     plots.training_curves(folder / "log.jsonl", folder / "loss_curve.png")
-    print(f"best held-out loss {-trainer.progress.best_score:.4f} nats a token; wrote {folder / 'best.pt'}")
+    print(f"best held-out loss {-progress.best_score:.4f} nats a token; wrote {folder / 'best.pt'}")
+    if args.export is not None:
+        _export(folder, Path(args.export), Path(workload.tokenizer.model_path), progress, args)
+
+
+def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, args: argparse.Namespace) -> None:
+    """Writes the best model in bfloat16 to `target`; beside it its settings, its log (every tenth step), its curves."""
+    best = read_checkpoint(folder / "best.pt")
+    state = {name: tensor.bfloat16() for name, tensor in best.state_dict.items()}
+    save_checkpoint(target, best.config, state, tokenizer)
+    result = {"held_out_loss": -progress.best_score, "steps": progress.step, "tokens": progress.targets}
+    result["hours"] = round(progress.seconds / 3600, 2)
+    training = asdict(_settings(args)) | {name: getattr(args, name) for name in TRAINING_FLAGS}
+    described = {"config": best.config.to_dict(), "training": training, "result": result}
+    write_text(target.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+    records = [r for r in run_log.read(folder / "log.jsonl") if "loss" not in r or r["step"] % 10 == 0]
+    write_text(target.with_suffix(".jsonl"), "".join(json.dumps(record) + "\n" for record in records))
+    plots.training_curves(folder / "log.jsonl", target.with_suffix(".png"))
+    print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) with its .json, .jsonl and .png")
 
 
 def prepare_tokenizer(args: argparse.Namespace) -> Callable[[], None]:
-    """Checks the corpus and the target of `--option tokenizer`; returns what trains and writes it."""
+    """Trains the tokenizer of `--option tokenizer` in memory (a second's work); returns what writes it."""
     path = check_writable(args.tokenizer)
     documents = [document for corpus in args.corpus for document in read_documents(corpus)]
+    model = train_tokenizer(documents, args.vocab_size)
 
     def work() -> None:
-        train_tokenizer(documents, str(path), args.vocab_size)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(model)
         tokenizer = load_tokenizer(path)
         pieces = sum(len(ids) for ids in tokenizer.sp_model.encode(documents))
-        size = sum(len(document.encode()) for document in documents)
+        size = sum(len(document.encode("utf-8")) for document in documents)
         print(f"{tokenizer.n_words} pieces, {size / pieces:.2f} bytes a piece; wrote {path}")
 
     return work

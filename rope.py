@@ -22,14 +22,19 @@ def rotation_table(head_dim: int, max_seq_len: int, theta: float = 10000.0) -> t
     """
     if head_dim % 2:
         raise ValueError(f"rotary positions turn pairs: head size {head_dim} is odd")
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)
-    return angles.cos().float(), angles.sin().float()
+    with torch.inference_mode(False):  # the table is kept: it must serve training too, whoever asks first
+        frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+        angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64, device="cpu"), frequencies)
+        return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the adjacent pairs of x (..., seqlen, head_dim) by angles (..., seqlen, head_dim / 2); keeps x's dtype."""
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    """Turns the adjacent pairs of x (..., seqlen, head_dim) by angles (..., seqlen, head_dim / 2).
+
+    Computed in float32 at least; returns x's dtype.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    even, odd = wide[..., 0::2], wide[..., 1::2]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).type_as(x)  # (..., head_dim / 2, 2) -> (..., head_dim)
 

@@ -19,7 +19,7 @@ TASKS = {  # option: module and function that checks everything and returns the 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the task; bad input ends in one line and exit code 2 before any work is done, Ctrl-C in 130."""
+    """Runs the task. Bad input ends in one line and exit code 2 before any work, a full disk in 1, Ctrl-C in 130."""
     args = cli.parse_args(argv)
     module, function = TASKS[args.option]
     try:
@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         work()
+    except OSError as error:
+        print(f"run_llama.py: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -19,6 +19,7 @@ from losses import IGNORED
 from tokenizer import AnyTokenizer
 
 SEPARATOR = "<|endoftext|>"
+WIDTH_STEP = 16  # widths are multiples of it: the kernels are built anew, and kept in memory, for each new shape
 
 
 def read_documents(path: str | Path) -> list[str]:
@@ -53,6 +54,7 @@ class TokenFile:
 
     tokens: np.ndarray  # (total,) uint16 or uint32
     offsets: np.ndarray  # (documents + 1,) int64
+    digest: str = ""  # of the texts and the tokenizer
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -63,19 +65,26 @@ def tokenise(paths: list[str], tokenizer: AnyTokenizer, cache: Path) -> TokenFil
 
     The files' names there carry a digest of the texts and the tokenizer, so nothing is tokenised twice.
     """
-    digest = hashlib.sha256(Path(tokenizer.model_path).read_bytes())
+    hashed = hashlib.sha256(Path(tokenizer.model_path).read_bytes())
     for path in paths:
-        digest.update(check_readable(path).read_bytes())
-    stem = cache / digest.hexdigest()[:16]
+        hashed.update(check_readable(path).read_bytes())
+    digest = hashed.hexdigest()[:16]
+    stem = cache / digest
     tokens, offsets = stem.with_suffix(".tokens.npy"), stem.with_suffix(".offsets.npy")
     if not (tokens.exists() and offsets.exists()):
         cache.mkdir(parents=True, exist_ok=True)
-        documents = [document for path in paths for document in read_documents(path)]
-        rows = [tokenizer.encode(document, bos=True, eos=True) for document in documents]
-        dtype = np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32
-        _save(tokens, np.concatenate([np.asarray(row, dtype=dtype) for row in rows]))
-        _save(offsets, np.cumsum([0] + [len(row) for row in rows], dtype=np.int64))
-    return TokenFile(np.load(tokens, mmap_mode="r"), np.load(offsets, mmap_mode="r"))
+        data = encode_documents([document for path in paths for document in read_documents(path)], tokenizer)
+        _save(tokens, data.tokens)
+        _save(offsets, data.offsets)
+    return TokenFile(np.load(tokens, mmap_mode="r"), np.load(offsets, mmap_mode="r"), digest)
+
+
+def encode_documents(documents: list[str], tokenizer: AnyTokenizer) -> TokenFile:
+    """Tokenises documents in memory, each framed by BOS and EOS."""
+    rows = [tokenizer.encode(document, bos=True, eos=True) for document in documents]
+    dtype = np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32
+    tokens = np.concatenate([np.asarray(row, dtype=dtype) for row in rows])
+    return TokenFile(tokens, np.cumsum([0] + [len(row) for row in rows], dtype=np.int64))
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -109,7 +118,7 @@ class StoryBatches:
         """The row numbers of each batch of an epoch: random, but rows of like length together."""
         random = np.random.default_rng((self.seed, epoch))
         lengths = self.rows[:, 1] - self.rows[:, 0]
-        order = np.argsort(lengths * random.uniform(1.0, 1.1, len(lengths)), kind="stable")
+        order = np.argsort(lengths * random.uniform(1.0, 1.05, len(lengths)), kind="stable")
         batches = self._cut(order, lengths[order])
         return [batches[index] for index in random.permutation(len(batches))]
 
@@ -120,12 +129,13 @@ class StoryBatches:
         return self._cut(order, lengths[order])
 
     def _cut(self, order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-        batches, start, longest = [], 0, 0
+        """Cuts rows in order into batches whose padded size is within the budget (or a single row)."""
+        batches, start, widest = [], 0, 0
         for place, length in enumerate(lengths):
-            longest = max(longest, int(length))
-            if place > start and longest * (place - start + 1) > self.tokens_per_batch:
+            widest = max(widest, _padded_width(int(length)))
+            if place > start and widest * (place - start + 1) > self.tokens_per_batch:
                 batches.append(order[start:place])
-                start, longest = place, int(length)
+                start, widest = place, _padded_width(int(length))
         batches.append(order[start:])
         return batches
 
@@ -134,9 +144,9 @@ class StoryBatches:
         return int((self.rows[batch, 1] - self.rows[batch, 0] - 1).sum())
 
     def tensors(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Tokens and next-token targets of a batch, each (rows, longest − 1); targets of padding are `IGNORED`."""
+        """Tokens and next-token targets of a batch, each (rows, width); targets of padding are `IGNORED`."""
         rows = self.rows[batch]
-        width = int((rows[:, 1] - rows[:, 0]).max()) - 1
+        width = _padded_width(int((rows[:, 1] - rows[:, 0]).max()))
         tokens = np.zeros((len(rows), width), dtype=np.int64)
         targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
         for row, (start, end) in enumerate(rows):
@@ -144,3 +154,8 @@ class StoryBatches:
             tokens[row, : len(ids) - 1] = ids[:-1]
             targets[row, : len(ids) - 1] = ids[1:]
         return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+
+def _padded_width(length: int) -> int:
+    """Width of a batch whose longest row has `length` tokens, of which the last is a target only."""
+    return -(-(length - 1) // WIDTH_STEP) * WIDTH_STEP

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from pathlib import Path
@@ -102,22 +103,22 @@ def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer
     return Tokenizer(max_len, str(path))
 
 
-def train_tokenizer(texts: list[str], path: str, vocab_size: int) -> None:
-    """Trains a byte-pair-encoding SentencePiece model with Llama's special ids and byte fallback; writes it to `path`.
+def train_tokenizer(texts: list[str], vocab_size: int) -> bytes:
+    """Trains a byte-pair-encoding SentencePiece model with Llama's special ids and byte fallback; returns its file.
 
     Unknown, BOS and EOS are 0, 1 and 2, the 256 bytes follow; digits stand alone, newlines and spaces are kept.
     Raises ValueError when the texts are too few for so many pieces.
     """
-    options = dict(model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True)
-    options |= dict(normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True)
-    options |= dict(max_sentence_length=1 << 20, minloglevel=2, num_threads=2, unk_surface=" \u2047 ")
-    with open(path, "wb") as writer:
-        try:
-            SentencePieceTrainer.train(
-                sentence_iterator=iter(texts), model_writer=writer, vocab_size=vocab_size, **options
-            )
-        except RuntimeError as error:
-            raise ValueError(f"no tokenizer of {vocab_size} pieces can be trained: {error}") from None
+    options = {"model_type": "bpe", "byte_fallback": True, "character_coverage": 0.9999, "split_digits": True}
+    options |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": True}
+    options |= {"max_sentence_length": 1 << 20, "minloglevel": 2, "num_threads": 2}
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, **options)
+    except RuntimeError as error:
+        reason = str(error).rsplit("] ", 1)[-1]
+        raise ValueError(f"no tokenizer of {vocab_size} pieces can be trained on this text: {reason}") from None
+    return model.getvalue()
 
 
 def _framed(ids: list[int], tokenizer: AnyTokenizer, bos: bool, eos: bool) -> list[int]:

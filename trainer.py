@@ -78,7 +78,8 @@ class Progress:
 class Trainer:
     """Trains `model` on `workload`; keeps `last.pt` (all a resumed run needs) and `best.pt` in `folder`.
 
-    Each group's rate in `optimizer` is the peak that the schedule scales.
+    Each group's rate in `optimizer` is the peak that the schedule scales. `identity` holds, as plain values, what
+    else makes the run what it is (model, data, seed): a run is only resumed with the same.
     """
 
     def __init__(
@@ -90,9 +91,11 @@ class Trainer:
         folder: Path,
         device: torch.device,
         log: RunLog,
+        identity: dict[str, Any],
     ):
         self.model, self.optimizer, self.workload = model, optimizer, workload
         self.settings, self.folder, self.device, self.log = settings, folder, device, log
+        self.identity = identity | asdict(settings)
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -117,7 +120,7 @@ class Trainer:
                 self.progress.seconds = time.perf_counter() - started
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
-                self.log.write(step=self.progress.step, epoch=self.progress.epoch, loss=loss, lr=rate)
+                self.log.write(step=self.progress.step, epoch=self.progress.epoch, loss=round(loss, 5), lr=rate)
                 self._after_step(epoch_ends=self.progress.place >= len(batches), bar=bar)
             if self.progress.place >= len(batches):
                 self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
@@ -180,19 +183,18 @@ class Trainer:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {"format": STATE_FORMAT, "settings": asdict(self.settings), "progress": asdict(self.progress)}
+        state = {"format": STATE_FORMAT, "identity": self.identity, "progress": asdict(self.progress)}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
         save_plain(state, self.state_path)
 
     def resume(self) -> None:
-        """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the settings are not the same."""
+        """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the run is another one."""
         state = load_plain(self.state_path)
         if state.get("format") != STATE_FORMAT:
             raise CheckpointError(f"{self.state_path} is not the state of a training run")
-        for name, value in asdict(self.settings).items():
-            if state["settings"].get(name) != value:
-                found = state["settings"].get(name)
-                raise CheckpointError(f"{self.state_path} was begun with {name} {found}, not {value}")
+        for name, value in self.identity.items():
+            if (begun_with := state["identity"].get(name)) != value:
+                raise CheckpointError(f"{self.state_path} was begun with {name} {begun_with}, not {value}")
         self.model.load_state_dict(state["model"])
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])

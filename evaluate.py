@@ -1,0 +1,74 @@
+"""How well a model predicts a text: bits per byte, and loss and perplexity a token.
+
+    python run_llama.py --option evaluate --corpus stories.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from files import check_writable, write_text
+from llama import Llama
+from losses import token_nll
+from pretrained import load_model
+from story_data import StoryBatches, encode_documents, read_documents
+from tokenizer import AnyTokenizer
+from utils import set_up
+
+BATCH_TOKENS = 4096
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Checks the corpus and loads the model; returns what measures. Raises ValueError or OSError."""
+    documents = [document for path in args.corpus for document in read_documents(path)]
+    target = None
+    if args.save_dir is not None:
+        Path(args.save_dir).mkdir(parents=True, exist_ok=True)
+        target = check_writable(Path(args.save_dir) / "evaluate.json")
+    device = set_up(args.seed, args.use_gpu, args.threads)
+    model, tokenizer, path = load_model(args, device)
+    print(f"load model from {path}")
+
+    def work() -> None:
+        measured = measure(model, tokenizer, documents)
+        print("\n".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in measured.items()))
+        if target is not None:
+            write_text(target, json.dumps(measured, indent=2) + "\n")
+            print(f"wrote {target}")
+
+    return work
+
+
+@torch.inference_mode()
+def measure(model: Llama, tokenizer: AnyTokenizer, documents: list[str]) -> dict[str, float]:
+    """Scores every document from BOS; a longer one than the model's positions in rows of that many tokens.
+
+    `bits_per_byte` is the text's own: the cost of the closing EOS is in `loss_per_token`, but not in it.
+    """
+    data = encode_documents(documents, tokenizer)
+    batches = StoryBatches(data, np.arange(len(data)), model.config.max_seq_len, BATCH_TOKENS, seed=0)
+    nll = eos_nll = 0.0
+    for batch in tqdm(batches.in_order(), desc="measuring", unit="batch"):
+        tokens, targets = (tensor.to(model.device) for tensor in batches.tensors(batch))
+        costs = token_nll(model.hidden_states(tokens).flatten(0, 1), model.output.weight, targets.flatten()).double()
+        nll += costs.sum().item()
+        eos_nll += costs[targets.flatten() == tokenizer.eos_id].sum().item()
+    count = len(data.tokens) - len(data)
+    size = sum(len(document.encode("utf-8")) for document in documents)
+    loss = nll / count
+    return {
+        "documents": len(documents),
+        "bytes": size,
+        "tokens": count,
+        "loss_per_token": round(loss, 4),
+        "perplexity_per_token": round(math.exp(loss), 3),
+        "bits_per_byte": round((nll - eos_nll) / math.log(2) / size, 4),
+    }

@@ -1,0 +1,140 @@
+"""The course's first application: continuing a sentence, greedily and by sampling.
+
+    python run_llama.py --option generate
+    python run_llama.py --option generate --prompt "Once upon a time" --temperature 0.8 --max_new_tokens 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from decoding import stream
+from files import check_readable, check_writable, read_text, write_text
+from llama import Llama
+from pretrained import load_model
+from sampling import Sampler
+from tokenizer import AnyTokenizer
+from utils import set_up
+
+SENTENCE = (
+    "I have wanted to see this thriller for a while, and it didn't disappoint. "
+    "Keanu Reeves, playing the hero John Wick, is"
+)
+RULE = "---------------"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One way of continuing the prompts, and the file it goes to, if any."""
+
+    sampler: Sampler
+    path: Path | None
+
+
+class TextStream:
+    """Turns tokens into text as they come, holding back a character whose bytes are not all there yet."""
+
+    def __init__(self, tokenizer: AnyTokenizer, prompt: list[int]):
+        self.tokenizer, self.ids = tokenizer, list(prompt)
+        self.start, self.shown = 0, len(prompt)  # ids[start:shown] are on screen, and are the context to decode in
+
+    def add(self, token: int) -> str:
+        """The text that `token` completes: what decoding a little context with it gives beyond without it."""
+        self.ids.append(token)
+        before = self.tokenizer.decode(self.ids[self.start : self.shown])
+        after = self.tokenizer.decode(self.ids[self.start :])
+        if after.endswith("\ufffd") or len(after) <= len(before):
+            return ""
+        self.start, self.shown = self.shown, len(self.ids)
+        return after[len(before) :]
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Checks the flags and the paths, loads the model; returns what generates. Raises ValueError or OSError."""
+    texts = _prompts(args)
+    continuations = _continuations(args)
+    device = set_up(args.seed, args.use_gpu, args.threads)
+    model, tokenizer, path = load_model(args, device)
+    print(f"load model from {path}")
+    prompts = [tokenizer.encode(text, bos=True, eos=False) for text in texts]
+
+    def work() -> None:
+        for continuation in continuations:
+            _continue(model, tokenizer, prompts, continuation, args)
+
+    return work
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    if args.prompt is not None and args.prompt_file is not None:
+        raise ValueError("--prompt and --prompt_file exclude each other")
+    if args.prompt_file is None:
+        return [SENTENCE if args.prompt is None else args.prompt]
+    lines = [line for line in read_text(check_readable(args.prompt_file)).splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{args.prompt_file} holds no prompt: one a line is expected")
+    return lines
+
+
+def _continuations(args: argparse.Namespace) -> list[Continuation]:
+    """Temperatures 0 and 1, or the one asked for. What is not the course's goes to its files only if they are named."""
+    temperatures = [0.0, 1.0] if args.temperature is None else [args.temperature]
+    top_p = None if args.epsilon is not None else args.top_p
+    course = args.prompt is None and args.prompt_file is None and args.temperature is None
+    found = []
+    for temperature in temperatures:
+        name = f"generated_sentence_{'low' if temperature == 0.0 else 'high'}_temp_out"
+        path = check_writable(getattr(args, name)) if course or name in args.given else None
+        found.append(Continuation(Sampler(temperature, top_p, args.top_k, args.min_p, args.epsilon), path))
+    return found
+
+
+def _continue(
+    model: Llama, tokenizer: AnyTokenizer, prompts: list[list[int]], how: Continuation, args: argparse.Namespace
+) -> None:
+    """Generates, shows and writes one continuation of every prompt."""
+    print(f"Temperature is {how.sampler.temperature}")
+    generator = torch.Generator(model.device).manual_seed(args.seed)
+    started = time.perf_counter()
+    tokens = stream(
+        model, prompts, args.max_new_tokens, how.sampler, generator, tokenizer.eos_id,
+        use_cache=model.config.use_cache, slide=args.slide,
+    )  # fmt: skip
+    if len(prompts) == 1:
+        rows = [_show(tokens, tokenizer, prompts[0])]
+    else:
+        steps = list(tqdm(tokens, total=args.max_new_tokens, unit="step"))
+        rows = [prompt + [int(step[row]) for step in steps] for row, prompt in enumerate(prompts)]
+        rows = [_cut(row, len(prompt), tokenizer.eos_id) for row, prompt in zip(rows, prompts, strict=True)]
+        print(f"\n{RULE}\n".join(tokenizer.decode(row) for row in rows))
+    seconds = time.perf_counter() - started
+    new = sum(len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True))
+    print(f"{RULE}\n{new} tokens in {seconds:.2f} s: {new / seconds:.0f} tokens/s")
+    if how.path is not None:
+        write_text(how.path, f"\n{RULE}\n".join(tokenizer.decode(row) for row in rows))
+        print(f"Wrote generated sentence to {how.path}.")
+
+
+def _show(tokens, tokenizer: AnyTokenizer, prompt: list[int]) -> list[int]:
+    """Prints the prompt and each piece of text as its token comes; returns all ids, without EOS."""
+    text = TextStream(tokenizer, prompt)
+    print(tokenizer.decode(prompt), end="", flush=True)
+    try:
+        for step in tokens:
+            if (token := int(step[0])) != tokenizer.eos_id:
+                print(text.add(token), end="", flush=True)
+    finally:
+        print(flush=True)
+    return text.ids
+
+
+def _cut(ids: list[int], prompt: int, eos_id: int) -> list[int]:
+    """The ids up to the first EOS behind the prompt."""
+    return ids[: ids.index(eos_id, prompt)] if eos_id in ids[prompt:] else ids

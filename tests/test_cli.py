@@ -1,0 +1,123 @@
+"""The command line keeps the course's flags, answers quickly, and refuses bad input in one line before any work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import cli
+import run_llama
+from tests.tiny import ROOT, write_tiny_checkpoint
+
+COURSE_DEFAULTS = {
+    "option": "generate",
+    "pretrained_model_path": "stories42M.pt",
+    "max_sentence_len": None,
+    "seed": 1337,
+    "epochs": 5,
+    "use_gpu": False,
+    "generated_sentence_low_temp_out": "generated-sentence-temp-0.txt",
+    "generated_sentence_high_temp_out": "generated-sentence-temp-1.txt",
+    "lr": 2e-5,
+}
+
+
+def test_the_courses_defaults_are_kept():
+    args = vars(cli.parse_args([]))
+    assert {name: args[name] for name in COURSE_DEFAULTS} == COURSE_DEFAULTS
+
+
+def test_a_task_may_have_defaults_of_its_own_that_a_flag_overrides():
+    base = ["--option", "pretrain", "--corpus", "c", "--tokenizer", "t", "--save_dir", "d"]
+    assert cli.parse_args(base).lr == 3e-3
+    assert cli.parse_args([*base, "--lr", "2e-5"]).lr == 2e-5
+
+
+def test_help_answers_at_once_and_without_torch():
+    started = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, "run_llama.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - started < 2.0  # 0.02 s when nothing else runs
+    assert all(f"--{name}" in shown.stdout for name in ("option", "top_p", "corpus"))
+    loaded = "import sys, cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--temperature", "-0.1"], "at least 0"),
+        (["--temperature", "warm"], "invalid number"),
+        (["--temperature", "nan"], "at least 0"),
+        (["--top_p", "0"], "more than 0"),
+        (["--top_p", "1.5"], "at most 1"),
+        (["--max_new_tokens", "-1"], "at least 0"),
+        (["--top_k", "0"], "at least 1"),
+        (["--option", "sing"], "invalid choice"),
+        (["--option", "pretrain", "--corpus", "x"], "needs --tokenizer, --save_dir"),
+        (["--no_such_flag"], "unrecognized"),
+    ],
+)
+def test_refused_flags(flags, reason, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.parse_args(flags)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert error.count("\n") == 1
+    assert reason in error
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    write_tiny_checkpoint(tmp_path / "tiny.pt")
+    return tmp_path / "tiny.pt"
+
+
+def refused(capsys, *flags) -> str:
+    """Runs the command line in this process; checks that it ends in code 2 and one line, which it returns."""
+    assert run_llama.main([str(flag) for flag in flags]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert "Traceback" not in shown.err
+    return shown.err
+
+
+def test_a_missing_checkpoint_is_refused(capsys, tmp_path):
+    assert "no such file" in refused(capsys, "--pretrained-model-path", tmp_path / "nothing.pt")
+
+
+def test_a_truncated_checkpoint_is_refused(capsys, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    assert "cut short" in refused(capsys, "--pretrained-model-path", checkpoint)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_with_both_sizes(capsys, tmp_path):
+    from config import LlamaConfig
+
+    config = LlamaConfig(vocab_size=4000, dim=8, n_layers=1, n_heads=2, n_kv_heads=1)
+    write_tiny_checkpoint(tmp_path / "other.pt", config)
+    error = refused(capsys, "--pretrained-model-path", tmp_path / "other.pt")
+    assert "4096" in error.replace(",", "") and "4000" in error.replace(",", "")
+
+
+def test_an_empty_prompt_file_is_refused(capsys, checkpoint, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    error = refused(capsys, "--pretrained-model-path", checkpoint, "--prompt_file", tmp_path / "prompts.txt")
+    assert "no prompt" in error
+
+
+def test_an_unwritable_output_path_is_refused_before_work(capsys, checkpoint, tmp_path):
+    target = tmp_path / "no folder" / "out.txt"
+    flags = ("--pretrained-model-path", checkpoint, "--generated_sentence_low_temp_out", target)
+    assert "no folder" in refused(capsys, *flags)
+    assert "there is no folder" in refused(capsys, *flags)
+    assert "it is a folder" in refused(capsys, *flags[:3], tmp_path)
+
+
+def test_gpu_is_refused_where_there_is_none(capsys, checkpoint, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--use_gpu" in refused(capsys, "--pretrained-model-path", checkpoint, "--use_gpu", "--prompt", "x")

@@ -1,0 +1,174 @@
+"""The training loop: accumulation weighs every target the same, and a run that stops goes on as if it had not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import run_log
+from checkpoint import CheckpointError, load_plain, save_plain
+from optimizer import AdamW
+from run_log import RunLog
+from schedule import rate_factor
+from tests.tiny import ROOT, TOKENIZER, write_corpus
+from trainer import Trainer, TrainSettings
+
+CPU = torch.device("cpu")
+
+
+class Regression:
+    """Squared errors of a linear model with dropout, in batches of different sizes."""
+
+    def __init__(self, sizes=(3, 1, 4, 2, 5, 2), scores=None):
+        generator = torch.Generator().manual_seed(0)
+        self.data = [torch.randn(size, 5, generator=generator) for size in sizes]
+        self.scores = scores
+
+    def epoch(self, epoch):
+        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(epoch)).tolist()
+        return order
+
+    def count(self, batch):
+        return len(self.data[batch])
+
+    def loss(self, model, batch):
+        rows = self.data[batch]
+        return (model(rows)[:, 0] - rows.sum(dim=1)).square().sum()
+
+    def evaluate(self, model):
+        score = self.scores.pop(0) if self.scores else -sum(self.loss(model, i).item() for i in range(len(self.data)))
+        return {"score": score}
+
+    def save_best(self, model, path):
+        save_plain({"model": model.state_dict()}, path)
+
+
+def trainer_of(folder: Path, workload=None, dropout=0.3, identity=None, **settings) -> Trainer:
+    torch.manual_seed(5)
+    folder.mkdir(exist_ok=True)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+    optimizer = AdamW(model.parameters(), lr=0.05)
+    chosen = TrainSettings(**({"epochs": 3} | settings))
+    log = RunLog(folder / "log.jsonl")
+    return Trainer(model, optimizer, workload or Regression(), chosen, folder, CPU, log, identity or {})
+
+
+def weights(trainer: Trainer) -> list[float]:
+    return torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]).tolist()
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    ragged = trainer_of(tmp_path / "a", Regression((3, 1, 4)), dropout=0.0, accumulation=3)
+    whole = Regression((8,))
+    whole.data = [torch.cat([ragged.workload.data[index] for index in (0, 1, 2)])]
+    large = trainer_of(tmp_path / "b", whole, dropout=0.0)
+    ragged.fit()
+    large.fit()
+    assert ragged.progress.step == large.progress.step == 3
+    assert weights(ragged) == pytest.approx(weights(large), abs=1e-6)
+
+
+def test_rates_follow_the_schedule(tmp_path):
+    trainer = trainer_of(tmp_path, schedule="cosine", warmup_steps=4, rate_floor=0.1)
+    trainer.fit()
+    rates = [record["lr"] for record in run_log.read(tmp_path / "log.jsonl") if "lr" in record]
+    assert rates == [0.05 * rate_factor(step, 18, 4, "cosine", 0.1) for step in range(18)]
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run."""
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 6, 7, 13])
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
+    options = {"accumulation": 1, "schedule": "linear", "save_every": 2, "evaluate_every": 3}
+    whole = trainer_of(tmp_path / "whole", **options)
+    whole.fit()
+    broken = trainer_of(tmp_path / "broken", **options)
+    step = broken._step
+
+    def failing(batches):
+        if broken.progress.step == stop_at:
+            raise Stop
+        return step(batches)
+
+    broken._step = failing
+    with pytest.raises(Stop):
+        broken.fit()
+    resumed = trainer_of(tmp_path / "broken", **options)
+    torch.manual_seed(999)  # whatever happened before, the saved random state is what counts
+    if resumed.state_path.exists():
+        resumed.resume()
+    else:
+        resumed = trainer_of(tmp_path / "broken", **options)
+    resumed.fit()
+    assert weights(resumed) == weights(whole)
+    logs = [run_log.read(tmp_path / name / "log.jsonl") for name in ("whole", "broken")]
+    for record in logs[0] + logs[1]:
+        record.pop("seconds", None)
+    if stop_at >= 2:  # before the first saved state a run begins anew, and its log with it
+        assert logs[0] == logs[1]
+
+
+def test_the_best_score_is_kept_and_patience_ends_the_run(tmp_path):
+    trainer = trainer_of(tmp_path, Regression(scores=[1.0, 3.0, 2.0, 2.5, 9.0]), epochs=5, patience=2)
+    seen = []
+    trainer.workload.save_best = lambda model, path: seen.append(trainer.progress.epoch)
+    progress = trainer.fit()
+    assert seen == [0, 1]
+    assert progress.best_score == 3.0 and progress.stale == 2 and progress.epoch == 4
+
+
+def test_another_run_is_not_resumed(tmp_path):
+    trainer_of(tmp_path, identity={"data": "abc"}).fit()
+    with pytest.raises(CheckpointError, match="begun with data abc, not xyz"):
+        trainer_of(tmp_path, identity={"data": "xyz"}).resume()
+    with pytest.raises(CheckpointError, match="begun with epochs 3, not 4"):
+        trainer_of(tmp_path, identity={"data": "abc"}, epochs=4).resume()
+
+
+def test_a_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path)
+    trainer.fit()
+    before = trainer.state_path.read_bytes()
+
+    def full(content, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        trainer.save()
+    assert trainer.state_path.read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_pretraining_killed_in_the_middle_resumes_to_the_same_bits(tmp_path):
+    """The whole command, ended by SIGKILL at a moment nobody chose."""
+    corpus = write_corpus(tmp_path / "corpus.txt", 120)
+
+    def command(folder: str, *more: str) -> list[str]:
+        model = ["--dim", "32", "--n_layers", "2", "--max_seq_len", "64", "--batch_tokens", "128", "--epochs", "4"]
+        places = ["--corpus", str(corpus), "--tokenizer", str(TOKENIZER), "--save_dir", str(tmp_path / folder)]
+        often = ["--threads", "1", "--save_every", "3", "--evaluate_every", "5", "--held_out", "0.1"]
+        return [sys.executable, "run_llama.py", "--option", "pretrain", *model, *places, *often, *more]
+
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command("whole"), check=True, **quiet)
+    with subprocess.Popen(command("killed"), **quiet) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "killed" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert load_plain(tmp_path / "killed" / "last.pt")["progress"]["step"] < 100
+    subprocess.run(command("killed", "--resume"), check=True, **quiet)
+    states = [load_plain(tmp_path / name / "last.pt") for name in ("whole", "killed")]
+    assert states[0]["progress"] | {"seconds": 0} == states[1]["progress"] | {"seconds": 0}
+    for name, tensor in states[0]["model"].items():
+        assert torch.equal(tensor, states[1]["model"][name]), name

@@ -1,0 +1,40 @@
+"""Small stand-ins for tests: a random model over the shipped tokenizer, and a few stories to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from checkpoint import save_checkpoint
+from config import LlamaConfig
+from llama import Llama
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENIZER = ROOT / "models" / "stories.model"
+CONFIG = LlamaConfig(vocab_size=4096, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=128)
+
+
+def write_tiny_checkpoint(path: Path, config: LlamaConfig = CONFIG, tokenizer: Path | None = TOKENIZER) -> Llama:
+    """Writes a random model to `path` and returns it."""
+    torch.manual_seed(0)
+    model = Llama(config)
+    save_checkpoint(path, config, model.state_dict(), tokenizer)
+    return model.eval()
+
+
+def stories(count: int = 60) -> list[str]:
+    """Short made-up stories of different lengths."""
+    names, things = ("Ann", "Ben", "Cleo", "Dan"), ("ball", "kite", "red hat", "small boat", "drum")
+    found = []
+    for index in range(count):
+        name, thing = names[index % 4], things[index % 5]
+        lines = [f"{name} had a {thing}.", f"One day the {thing} was gone.", f"{name} looked for it {index} times."]
+        found.append(" ".join(lines[: 1 + index % 3]))
+    return found
+
+
+def write_corpus(path: Path, count: int = 60) -> Path:
+    """Writes `stories` in the corpus format."""
+    path.write_text("\n<|endoftext|>\n".join(stories(count)), encoding="utf-8")
+    return path
