@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import decoding
 from base_llama import LlamaPreTrainedModel
-from checkpoint import read_checkpoint
+from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
 from kv_cache import KVCache
 from rope import rotate, rotation_table
@@ -296,8 +296,8 @@ def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:
     return from_checkpoint(found)
 
 
-def from_checkpoint(found) -> Llama:
-    """Builds the model of a `checkpoint.Checkpoint`, taking over its tensors (no copy where they are memory-mapped)."""
+def from_checkpoint(found: Checkpoint) -> Llama:
+    """Builds the model of a checkpoint, taking over its tensors (no copy where they are memory-mapped)."""
     with torch.device("meta"):
         model = Llama(found.config)
     state = dict(found.state_dict)
