@@ -88,7 +88,7 @@ def load_plain(path: str | os.PathLike) -> dict:
     except pickle.UnpicklingError as error:
         reason = "it holds more than tensors and plain types" if "Weights only" in str(error) else "no torch file"
         raise CheckpointError(f"{path} was not loaded: {reason}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, UnicodeDecodeError):
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError):
         raise CheckpointError(f"{path} is not a checkpoint, or it is cut short") from None
 
 

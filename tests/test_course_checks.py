@@ -1,4 +1,4 @@
-"""The course's three checks: they pass from any folder, they fail on a wrong implementation, their values are honest."""
+"""The course's three checks pass from any folder, fail on a wrong implementation, and their values are honest."""
 
 from __future__ import annotations
 
