@@ -13,7 +13,7 @@ lint: .venv/ready-dev
 	$(PYTHON) -m ruff check .
 
 bench: .venv/ready-dev
-	$(PYTHON) bench/generation.py
+	$(PYTHON) -m bench.generation
 
 .venv/ready: requirements.txt
 	bash setup.sh
