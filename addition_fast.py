@@ -23,7 +23,7 @@ from llama import Llama
 POSITIONS = 16  # 0, a, +, b, = and five digits of c
 FIRST = 10  # the position of `=`, which predicts the first digit of the answer
 ANSWER = POSITIONS - FIRST  # at most five digits and the end
-SMALL = 16  # features up to which a sum beats a matrix product
+SMALL = 128  # weights up to which a sum beats a matrix product
 
 
 class SideBySide(nn.Module):
@@ -61,15 +61,6 @@ class SideBySide(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Logits (seeds, vocab_size, 6, batch)."""
         return self.logits(torch.stack(list(self.seeds)), problem_tokens(a, b))
-
-    def loss(self, a: Tensor, b: Tensor, counts: Tensor) -> Tensor:
-        """Summed cross-entropy of the answers, in nats: (seeds,). `counts` (batch,) weighs a problem, 0 leaves it out.
-
-        The targets are the answer's four or five digits and the end.
-        """
-        tokens = problem_tokens(a, b)
-        logits = self.logits(torch.stack(list(self.seeds)), tokens)
-        return (token_losses(logits, tokens) * counts).sum(dim=(1, 2))
 
     def logits(self, flat: Tensor, tokens: Tensor) -> Tensor:
         """Runs the layers over tokens (16, batch) with parameters flat (seeds, parameters)."""
@@ -124,7 +115,7 @@ class SideBySide(nn.Module):
 
 def mix(weight: Tensor, x: Tensor) -> Tensor:
     """weight (seeds, out, in) times the features of x (seeds or 1, in, positions, batch)."""
-    if weight.shape[1] <= SMALL and weight.shape[2] <= SMALL:
+    if weight.shape[1] * weight.shape[2] <= SMALL:
         return (weight[:, :, :, None, None] * x[:, None]).sum(dim=2)
     return torch.einsum("soi,sitb->sotb", weight, x.expand(len(weight), -1, -1, -1))
 

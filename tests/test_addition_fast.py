@@ -8,6 +8,7 @@ import torch
 from addition_fast import SideBySide, answer_targets, counted, problem_tokens
 from addition_lib import encode_problems
 from addition_problems import sample_problems
+from addition_training import summed_losses
 from config import LlamaConfig
 from llama import Llama
 from optimizer import AdamW
@@ -74,7 +75,7 @@ def test_losses_and_gradients_are_the_shared_models(name):
     fast = SideBySide(made)
     weights = torch.ones(30)
     weights[20:] = 0  # left out
-    losses = fast.loss(a, b, weights)
+    losses = summed_losses(fast, a, b, weights)
     losses.sum().backward()
     for index, model in enumerate(made):
         loss = plain_loss(model, a[:20], b[:20])
@@ -97,7 +98,7 @@ def test_a_hundred_steps_side_by_side_are_each_models_own():
     for a, b in every.view(2, 100, 32).unbind(dim=1):
         count = counted(problem_tokens(a, b)).sum()
         together.zero_grad()
-        (fast.loss(a, b, torch.ones(32)).sum() / count).backward()
+        (summed_losses(fast, a, b, torch.ones(32)).sum() / count).backward()
         together.step()
         for model, optimizer in zip(made, alone, strict=True):
             optimizer.zero_grad()
