@@ -92,11 +92,11 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.max_seq_len, self.rope_theta, self.causal = config.max_seq_len, config.rope_theta, config.causal
-        kv_dim = self.n_kv_heads * self.head_dim
-        self.compute_query = nn.Linear(config.dim, config.dim, bias=False)
+        query_dim, kv_dim = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.compute_query = nn.Linear(config.dim, query_dim, bias=False)
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
-        self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
+        self.compute_output = nn.Linear(query_dim, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def compute_query_key_value_scores(
