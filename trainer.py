@@ -8,6 +8,7 @@ A task describes its work as a `Workload`; the loop knows nothing of texts or la
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,8 @@ class Workload(Protocol):
     def save_best(self, model: nn.Module, path: Path) -> None:
         """Writes the model as a checkpoint of its own."""
 
+    # Optional: `tally: dict[str, float]`, what `loss` counts up as it trains. It is saved and restored with a run.
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -75,11 +78,17 @@ class Progress:
     seconds: float = 0.0
 
 
+def step_line(progress: Progress, measured: dict[str, float]) -> str:
+    """What is printed at an evaluation, unless a task has a line of its own."""
+    return f"step {progress.step}: " + ", ".join(f"{name} {v:.4f}" for name, v in measured.items() if name != "score")
+
+
 class Trainer:
     """Trains `model` on `workload`; keeps `last.pt` (all a resumed run needs) and `best.pt` in `folder`.
 
     Each group's rate in `optimizer` is the peak that the schedule scales. `identity` holds, as plain values, what
-    else makes the run what it is (model, data, seed): a run is only resumed with the same.
+    else makes the run what it is (model, data, seed): a run is only resumed with the same. `describe` words the line
+    printed at an evaluation.
     """
 
     def __init__(
@@ -92,9 +101,11 @@ class Trainer:
         device: torch.device,
         log: RunLog,
         identity: dict[str, Any],
+        describe: Callable[[Progress, dict[str, float]], str] = step_line,
     ):
         self.model, self.optimizer, self.workload = model, optimizer, workload
         self.settings, self.folder, self.device, self.log = settings, folder, device, log
+        self.describe = describe
         self.identity = identity | asdict(settings)
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
         self.progress = Progress()
@@ -170,8 +181,7 @@ class Trainer:
         self.log.write(
             step=progress.step, epoch=progress.epoch, targets=progress.targets, seconds=progress.seconds, **measured
         )
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if name != "score")
-        bar.write(f"step {progress.step}: {figures}")
+        bar.write(self.describe(progress, measured))
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0
             self.workload.save_best(self.model, self.folder / "best.pt")
@@ -184,6 +194,7 @@ class Trainer:
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {"format": STATE_FORMAT, "identity": self.identity, "progress": asdict(self.progress)}
+        state["tally"] = dict(getattr(self.workload, "tally", {}))
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
         save_plain(state, self.state_path)
 
@@ -204,4 +215,6 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.progress = Progress(**state["progress"])
+        if state.get("tally"):
+            self.workload.tally.update(state["tally"])
         self.log.cut_after(self.progress.step)
