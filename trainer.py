@@ -78,6 +78,17 @@ class Progress:
     seconds: float = 0.0
 
 
+def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The state `Trainer.save` wrote. Raises CheckpointError if the run is another one than `identity` says."""
+    state = load_plain(path)
+    if state.get("format") != STATE_FORMAT:
+        raise CheckpointError(f"{path} is not the state of a training run")
+    for name, value in identity.items():
+        if (begun_with := state["identity"].get(name)) != value:
+            raise CheckpointError(f"{path} was begun with {name} {begun_with}, not {value}")
+    return state
+
+
 def step_line(progress: Progress, measured: dict[str, float]) -> str:
     """What is printed at an evaluation, unless a task has a line of its own."""
     return f"step {progress.step}: " + ", ".join(f"{name} {v:.4f}" for name, v in measured.items() if name != "score")
@@ -200,12 +211,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the run is another one."""
-        state = load_plain(self.state_path)
-        if state.get("format") != STATE_FORMAT:
-            raise CheckpointError(f"{self.state_path} is not the state of a training run")
-        for name, value in self.identity.items():
-            if (begun_with := state["identity"].get(name)) != value:
-                raise CheckpointError(f"{self.state_path} was begun with {name} {begun_with}, not {value}")
+        state = read_state(self.state_path, self.identity)
         self.model.load_state_dict(state["model"])
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
