@@ -29,7 +29,7 @@ OPTION_DEFAULTS = {  # where a task's default is not the one shown
     "finetune": FINETUNING,
     "lora": FINETUNING,
 }
-TRAINING_NOTE = "Defaults are pretrain's; finetune and lora take the course's recipe: AdamW at a constant rate, no more."
+TRAINING_NOTE = "Defaults are pretrain's; finetune and lora take the course's recipe: AdamW at a constant rate."
 OUTPUT_NAMES = {  # option: what may stand between "dev-" or "test-" and "-output.txt"
     "prompt": ("prompting",),
     "finetune": ("finetuning", "lora"),
@@ -151,7 +151,7 @@ def _add_corpus(group) -> None:
         help='text with lines <|endoftext|> between documents, or .jsonl with a field "text"')  # fmt: skip
     add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces of a new tokenizer")
     add("--save_dir", metavar="DIR",
-        help="folder of a training run: checkpoints, log, curves (prompt, finetune, lora: a folder in runs/)")  # fmt: skip
+        help="folder of a training run: checkpoints, log, curves (sentiment: in runs/)")  # fmt: skip
 
 
 def _add_model(group) -> None:

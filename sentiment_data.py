@@ -22,7 +22,7 @@ from tokenizer import AnyTokenizer
 SEPARATOR = "|||"
 UNLABELLED = -1  # what the course's README calls a placeholder; its files hold 0
 PLACEHOLDER_COUNT = 20  # so many equal labels are no accident
-LENGTH_NOISE = 1.1  # lengths are stretched by up to this factor before sorting, so that neighbours change
+LENGTH_NOISE = (2.0, 0.1)  # before sorting, lengths grow by up to 2 + a tenth of themselves: neighbours change
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
 
 
@@ -133,7 +133,7 @@ def content_free_ids(tokenizer: AnyTokenizer, suffix: str) -> list[list[int]]:
 class SentenceBatches:
     """Batches of `batch_size` examples of like length, padded right to their own longest.
 
-    An epoch's order depends on (seed, epoch) alone: lengths are stretched at random, sorted, cut into batches, and
+    An epoch's order depends on (seed, epoch) alone: lengths grow a little at random, sorted, cut into batches, and
     the batches shuffled. So neighbours and batches change, but hardly any padding is computed.
     """
 
@@ -144,7 +144,7 @@ class SentenceBatches:
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The example numbers of each batch of an epoch."""
         random = np.random.default_rng((self.seed, epoch))
-        stretched = self.lengths * random.uniform(1.0, LENGTH_NOISE, len(self.lengths))
+        stretched = self.lengths + random.uniform(0.0, LENGTH_NOISE[0] + LENGTH_NOISE[1] * self.lengths)
         batches = self._cut(np.argsort(stretched, kind="stable"))
         return [batches[place] for place in random.permutation(len(batches))]
 

@@ -4,7 +4,7 @@ Every phrase below was written for this project. A review is a remark on each of
 with a sentence of circumstance before it and a verdict behind. Dev and test reviews draw from phrases of which a third
 never occurs in training.
 
-    python bench/make_reviews.py
+    python -m bench.make_reviews
 """
 
 from __future__ import annotations
@@ -106,9 +106,11 @@ VERDICTS = [
      "I have already bought a ticket for tomorrow.", "I loved every minute of it."],
 ]  # fmt: skip
 CIRCUMSTANCES = [
-    "I saw it on a rainy Sunday with my sister.", "It runs for a little over two hours.", "My neighbour lent me the disc.",
+    "I saw it on a rainy Sunday with my sister.", "It runs for a little over two hours.",
+    "My neighbour lent me the disc.",
     "The film is set in a harbour town in the fifties.", "It was shown at our local festival last week.",
-    "This is the third part of a series.", "I had read the novel beforehand.", "We watched it at home on a Friday night.",
+    "This is the third part of a series.", "I had read the novel beforehand.",
+    "We watched it at home on a Friday night.",
     "The film follows two brothers who inherit a hotel.", "It is a thriller about a stolen violin.",
     "The house was half full.", "A retired teacher sets out to find her old pupils.", "I knew nothing about it.",
     "It is based on a play from the thirties.", "The trailer had caught my eye months ago.",
