@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import run_llama
 import run_log
+from bench.stablelm import NAMES, stablelm
 from checkpoint import save_checkpoint
 from classifier import LlamaEmbeddingClassifier
 from llama import Llama
@@ -21,43 +22,9 @@ from sentiment_data import SentenceBatches, read_examples, tokenise
 from tests.tiny import CONFIG, ROOT, TOKENIZER
 from tokenizer import load_tokenizer
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 SEED, STEPS, RATE = 1337, 20, 1e-3
-NAMES = {"compute_query": "q_proj", "compute_key": "k_proj", "compute_value": "v_proj", "compute_output": "o_proj"}
-NAMES |= {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj", "feed_forward": "mlp", "attention": "self_attn"}
-NAMES |= {"tok_embeddings": "embed_tokens", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-
-
-def half_split(rows: Tensor) -> Tensor:
-    """Rows of a query or key projection, adjacent pairs -> first halves, then second halves, head by head."""
-    pairs = rows.view(-1, CONFIG.head_dim // 2, 2, rows.shape[-1])  # (heads, pairs, 2, dim)
-    return pairs.transpose(1, 2).reshape(rows.shape)
-
-
-def their_name(name: str) -> str:
-    return ".".join(NAMES.get(part, part) for part in name.split("."))
-
-
-def transformers_backbone(model: Llama) -> nn.Module:
-    """The same weights in StableLM (LayerNorm) or Llama (RMSNorm) of transformers."""
-    ours = model.config
-    shared = {"vocab_size": ours.vocab_size, "hidden_size": ours.dim, "intermediate_size": ours.ffn_dim}
-    shared |= {"num_hidden_layers": ours.n_layers, "num_attention_heads": ours.n_heads}
-    shared |= {"num_key_value_heads": ours.n_kv_heads, "max_position_embeddings": ours.max_seq_len}
-    shared |= {"tie_word_embeddings": True, "attention_dropout": 0.0, "hidden_act": "silu"}
-    shared |= {"rope_parameters": {"rope_type": "default", "rope_theta": ours.rope_theta, "partial_rotary_factor": 1.0}}
-    if ours.norm_type == "layernorm":
-        theirs = transformers.StableLmModel(transformers.StableLmConfig(layer_norm_eps=ours.layer_norm_eps, **shared))
-    else:
-        theirs = transformers.LlamaModel(transformers.LlamaConfig(rms_norm_eps=ours.layer_norm_eps, **shared))
-    state = {}
-    for name, tensor in model.state_dict().items():
-        turned = "compute_query" in name or "compute_key" in name
-        state[their_name(name)] = half_split(tensor) if turned else tensor.clone()
-    state.pop("output.weight")
-    theirs.load_state_dict(state, strict=True)
-    return theirs.train()
 
 
 def their_losses(backbone: nn.Module, head: nn.Linear, trained: list[nn.Parameter], rate: float) -> list[float]:
@@ -106,7 +73,7 @@ def test_the_first_losses_are_those_of_an_independent_loop(tmp_path, monkeypatch
     with torch.no_grad():
         for parameter in base.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    backbone = transformers_backbone(base)
+    backbone = stablelm(base)
     ours = our_losses(tmp_path, base, option)
 
     torch.manual_seed(SEED)  # head and factors as a run with this seed draws them
