@@ -113,7 +113,7 @@ def allowed_examples(args: argparse.Namespace, parameters: int) -> tuple[int, in
     most = args.capacity // (6 * parameters)
     if args.examples is not None and args.examples > most:
         raise ValueError(
-            f"--examples {args.examples:,}: a capacity of {args.capacity:,} allows {most:,} at {parameters:,} parameters"
+            f"--examples {args.examples:,}: capacity {args.capacity:,} allows {most:,} at {parameters:,} parameters"
         )
     seen = args.examples or most
     if seen < args.batch_size:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import run_log
@@ -66,6 +67,24 @@ def addition_curves(log: str | Path, path: str | Path) -> None:
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend()
+    save_figure(figure, path)
+
+
+def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str], path: str | Path) -> None:
+    """Counts of (true label, predicted label), each cell shaded by its share of the row."""
+    side = 2.4 + 0.8 * len(names)
+    figure, axes = new_figure(side + 0.6, side)
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    for row, counts in enumerate(matrix):
+        for column, count in enumerate(counts):
+            colour = "white" if shares[row][column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
     save_figure(figure, path)
 
 

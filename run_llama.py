@@ -12,6 +12,9 @@ import cli
 
 TASKS = {  # option: module and function that checks everything and returns the work
     "generate": ("generate", "prepare"),
+    "prompt": ("sentiment", "prepare_prompt"),
+    "finetune": ("sentiment", "prepare_training"),
+    "lora": ("sentiment", "prepare_training"),
     "tokenizer": ("pretrain", "prepare_tokenizer"),
     "pretrain": ("pretrain", "prepare"),
     "evaluate": ("evaluate", "prepare"),

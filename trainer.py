@@ -48,6 +48,8 @@ class Workload(Protocol):
     def save_best(self, model: nn.Module, path: Path) -> None:
         """Writes the model as a checkpoint of its own."""
 
+    # Optional: `tally: dict[str, float]`, what `loss` counts up as it trains. It is saved and restored with a run.
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -106,12 +108,29 @@ def update(
     return total, targets
 
 
+def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The state `Trainer.save` wrote. Raises CheckpointError if the run is another one than `identity` says."""
+    state = load_plain(path)
+    if state.get("format") != STATE_FORMAT:
+        raise CheckpointError(f"{path} is not the state of a training run")
+    for name, value in identity.items():
+        if (begun_with := state["identity"].get(name)) != value:
+            raise CheckpointError(f"{path} was begun with {name} {begun_with}, not {value}")
+    return state
+
+
+def step_line(progress: Progress, measured: dict[str, float]) -> str:
+    """What is printed at an evaluation, unless a task has a line of its own."""
+    shown = {name: value for name, value in measured.items() if isinstance(value, float) and name != "score"}
+    return f"step {progress.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+
+
 class Trainer:
     """Trains `model` on `workload`; keeps `last.pt` (all a resumed run needs) and `best.pt` in `folder`.
 
     Each group's rate in `optimizer` is the peak that the schedule scales. `identity` holds, as plain values, what
-    else makes the run what it is (model, data, seed): a run is only resumed with the same. Every `log_every`-th step
-    is logged and shown.
+    else makes the run what it is (model, data, seed): a run is only resumed with the same. `describe` words the line
+    printed at an evaluation. Every `log_every`-th step is logged and shown.
     """
 
     def __init__(
@@ -124,11 +143,12 @@ class Trainer:
         device: torch.device,
         log: RunLog,
         identity: dict[str, Any],
+        describe: Callable[[Progress, dict[str, float]], str] = step_line,
         log_every: int = 1,
     ):
         self.model, self.optimizer, self.workload = model, optimizer, workload
         self.settings, self.folder, self.device, self.log = settings, folder, device, log
-        self.identity, self.log_every = identity | asdict(settings), log_every
+        self.identity, self.describe, self.log_every = identity | asdict(settings), describe, log_every
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -202,9 +222,7 @@ class Trainer:
         self.log.write(
             step=progress.step, epoch=progress.epoch, targets=progress.targets, seconds=progress.seconds, **measured
         )
-        shown = {name: value for name, value in measured.items() if isinstance(value, float) and name != "score"}
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        bar.write(f"step {progress.step}: {figures}")
+        bar.write(self.describe(progress, measured))
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0
             self.workload.save_best(self.model, self.folder / "best.pt")
@@ -218,17 +236,13 @@ class Trainer:
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {"format": STATE_FORMAT, "identity": self.identity, "progress": asdict(self.progress)}
+        state["tally"] = dict(getattr(self.workload, "tally", {}))
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
         save_plain(state, self.state_path)
 
     def resume(self) -> None:
         """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the run is another one."""
-        state = load_plain(self.state_path)
-        if state.get("format") != STATE_FORMAT:
-            raise CheckpointError(f"{self.state_path} is not the state of a training run")
-        for name, value in self.identity.items():
-            if (begun_with := state["identity"].get(name)) != value:
-                raise CheckpointError(f"{self.state_path} was begun with {name} {begun_with}, not {value}")
+        state = read_state(self.state_path, self.identity)
         self.model.load_state_dict(state["model"])
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -238,4 +252,6 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.progress = Progress(**state["progress"])
+        if state.get("tally"):
+            self.workload.tally.update(state["tally"])
         self.log.cut_after(self.progress.step)

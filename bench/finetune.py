@@ -1,0 +1,241 @@
+"""Speed of fine-tuning: this project's loop, the course's plain loop, and a transformers loop with dynamic padding.
+
+All three train the same randomly drawn 42-million-parameter model on the same sentences, step about, so that what
+else the machine does falls on all alike. The course's loop: random batches, tokenised anew at each step, padded to the
+longest, logits over the vocabulary, one tensor of AdamW after the other. The transformers loop: sentences tokenised
+once, random batches, padded to the longest with an attention mask, torch.optim.AdamW. Ours: the trainer.
+
+    python -m bench.finetune --train data/sst-train.txt --label-names data/sst-label-mapping.json
+    python -m bench.finetune --train … --label-names … --dev data/sst-dev.txt --model models/stories.pt --reach 0.35
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench.stablelm import stablelm
+from classifier import LlamaEmbeddingClassifier
+from config import LlamaConfig
+from llama import Llama, load_pretrained
+from optimizer import AdamW
+from run_log import RunLog
+from sentiment_data import Examples, SentenceBatches, pad, read_examples, read_label_names, tokenise
+from sentiment_report import predict
+from tokenizer import AnyTokenizer, load_tokenizer
+from trainer import Trainer, TrainSettings
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Loop:
+    """A way of training: a model and a function that trains on one batch and returns the ids it computed."""
+
+    name: str
+    model: nn.Module
+    step: Callable[[np.ndarray], int]
+    batches: Callable[[int], list[np.ndarray]]  # of an epoch
+    seconds: float = 0.0
+    examples: int = 0
+    computed: int = 0
+
+    def train_on(self, batch: np.ndarray) -> None:
+        """One timed step."""
+        self.model.train()
+        started = time.perf_counter()
+        computed = self.step(batch)
+        self.seconds += time.perf_counter() - started
+        self.examples, self.computed = self.examples + len(batch), self.computed + computed
+
+
+class _Workload:
+    """What the trainer needs to train a classifier."""
+
+    def __init__(self, batches: SentenceBatches):
+        self.batches = batches
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        return self.batches.epoch(epoch)
+
+    def count(self, batch: np.ndarray) -> int:
+        return len(batch)
+
+    def loss(self, model: nn.Module, batch: np.ndarray) -> Tensor:
+        ids, labels = self.batches.tensors(batch)
+        return F.nll_loss(model(ids), labels, reduction="sum")
+
+
+def our_loop(model: LlamaEmbeddingClassifier, examples: Examples, args: argparse.Namespace, dtype: str) -> Loop:
+    """The project's own trainer."""
+    batches = SentenceBatches(examples, args.batch_size, model.pad_id, seed=0)
+    settings, folder = TrainSettings(epochs=1, dtype=dtype), Path(tempfile.gettempdir())
+    optimizer = AdamW(model.parameters(), lr=args.lr)
+    trainer = Trainer(model, optimizer, _Workload(batches), settings, folder, CPU, RunLog(None), {})
+
+    def step(batch: np.ndarray) -> int:
+        trainer._step([batch])  # what `fit` does with every batch
+        return len(batch) * int(batches.lengths[batch].max())
+
+    return Loop(f"this project, {dtype}", model, step, batches.epoch)
+
+
+def course_loop(
+    model: LlamaEmbeddingClassifier, examples: Examples, args: argparse.Namespace, tokenizer: AnyTokenizer
+) -> Loop:
+    """The course's loop, on this project's model."""
+    optimizer = AdamW(model.parameters(), lr=args.lr, foreach=False)
+
+    def step(batch: np.ndarray) -> int:
+        rows = [tokenizer.encode(examples.sentences[number], bos=True, eos=False) for number in batch]
+        ids, labels = pad(rows, model.pad_id), torch.tensor([examples.labels[number] for number in batch])
+        optimizer.zero_grad()
+        _, hidden = model.llama(ids)  # logits of the last position and all hidden states
+        log_probs = F.log_softmax(model.classifier_head(model.dropout(hidden[:, -1])), dim=-1)
+        loss = F.nll_loss(log_probs, labels, reduction="sum") / args.batch_size
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        return ids.numel()
+
+    return Loop("the course's loop", model, step, lambda epoch: _random(len(examples), args.batch_size, epoch))
+
+
+class _StableLmClassifier(nn.Module):
+    """transformers' backbone with the same head."""
+
+    def __init__(self, ours: LlamaEmbeddingClassifier):
+        super().__init__()
+        self.backbone, self.dropout = stablelm(ours.llama), copy.deepcopy(ours.dropout)
+        self.head, self.pad_id = copy.deepcopy(ours.classifier_head), ours.pad_id
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = ids != self.pad_id
+        hidden = self.backbone(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(ids)), mask.sum(dim=1) - 1]
+        return F.log_softmax(self.head(self.dropout(last)), dim=-1)
+
+
+def transformers_loop(ours: LlamaEmbeddingClassifier, examples: Examples, args: argparse.Namespace) -> Loop:
+    """A plain loop around transformers' StableLM, which is this model to the weight."""
+    model = _StableLmClassifier(ours)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
+
+    def step(batch: np.ndarray) -> int:
+        ids = pad([examples.ids[number] for number in batch], model.pad_id)
+        loss = F.nll_loss(model(ids), torch.tensor([examples.labels[number] for number in batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        return ids.numel()
+
+    return Loop("transformers", model, step, lambda epoch: _random(len(examples), args.batch_size, epoch))
+
+
+def _random(count: int, batch_size: int, epoch: int) -> list[np.ndarray]:
+    order = np.random.default_rng(epoch).permutation(count)
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def compare_speed(loops: list[Loop], lengths: np.ndarray, rounds: int, batch_size: int) -> None:
+    """Times `rounds` steps of each loop. A loop's batches differ in length, so evenly spaced ones are taken."""
+    chosen = []
+    for loop in loops:
+        whole = [batch for batch in loop.batches(0) if len(batch) == batch_size]
+        whole.sort(key=lambda batch: lengths[batch].max())
+        chosen.append([whole[int((place + 0.5) * len(whole) / rounds)] for place in range(rounds)])
+        loop.train_on(chosen[-1][0])  # warm-up
+        loop.seconds, loop.examples, loop.computed = 0.0, 0, 0
+    for place in tqdm(range(rounds), desc="rounds"):
+        for loop, batches in zip(loops, chosen, strict=True):
+            loop.train_on(batches[place])
+
+
+def print_speed(loops: list[Loop]) -> None:
+    """A Markdown table; the last column is this project's speed in theirs."""
+    own = loops[0].examples / loops[0].seconds
+    print("| loop | examples/s | ids computed an example | this project (float32) is faster by |\n|---|---|---|---|")
+    for loop in loops:
+        speed = loop.examples / loop.seconds
+        print(f"| {loop.name} | {speed:.1f} | {loop.computed / loop.examples:.1f} | {own / speed:.2f} |")
+
+
+def time_to_accuracy(loop: Loop, dev: SentenceBatches, target: float, epochs: int) -> Iterator[tuple[float, float]]:
+    """(training seconds, dev accuracy) four times an epoch, until the accuracy is reached. Measuring is not timed."""
+    for epoch in range(epochs):
+        batches = loop.batches(epoch)
+        due = {round(len(batches) * quarter / 4) for quarter in (1, 2, 3, 4)}
+        for place, batch in enumerate(tqdm(batches, desc=loop.name, leave=False), start=1):
+            loop.train_on(batch)
+            if place in due:
+                accuracy = float((predict(loop.model, dev, CPU) == np.asarray(dev.examples.labels)).mean())
+                yield loop.seconds, accuracy
+                if accuracy >= target:
+                    return
+
+
+def print_time_to_accuracy(loops: list[Loop], dev: SentenceBatches, args: argparse.Namespace) -> None:
+    """A line for each loop: when it reached the accuracy asked for, or how far it got."""
+    print(f"| loop | training seconds to dev accuracy {args.reach} | reached |\n|---|---|---|")
+    for loop in loops:
+        seconds, accuracy = list(time_to_accuracy(loop, dev, args.reach, args.epochs))[-1]
+        print(f"| {loop.name} | {seconds:.0f} | {accuracy:.3f} |", flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    """The flags; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--dev", help="with --reach")
+    parser.add_argument("--label-names", required=True)
+    parser.add_argument("--tokenizer", default="models/stories.model")
+    parser.add_argument("--model", help="start from this checkpoint, not from random weights")
+    parser.add_argument("--reach", type=float, help="measure the time to this dev accuracy, not the speed alone")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-5)
+    parser.add_argument("--threads", type=int)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Builds the loops on equal weights and prints their table."""
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names, tokenizer = read_label_names(args.label_names), load_tokenizer(args.tokenizer)
+    torch.manual_seed(0)
+    llama = load_pretrained(args.model) if args.model else Llama(LlamaConfig())
+    limit = llama.config.max_seq_len
+    examples = tokenise(read_examples(args.train, len(names)), tokenizer, limit)
+    fresh = SimpleNamespace(num_labels=len(names), hidden_dropout_prob=0.3)
+    first = LlamaEmbeddingClassifier(fresh, llama)
+    models = [copy.deepcopy(first) for _ in range(3)]
+    loops = [our_loop(models[0], examples, args, "float32"), course_loop(models[1], examples, args, tokenizer)]
+    loops += [transformers_loop(first, examples, args), our_loop(models[2], examples, args, "bfloat16")]
+    print(f"{llama.parameter_count():,} parameters, batches of {args.batch_size}, {torch.get_num_threads()} thread(s)")
+    if args.reach is None:
+        lengths = np.asarray([len(ids) for ids in examples.ids])
+        compare_speed(loops, lengths, args.rounds, args.batch_size)
+        print_speed(loops)
+    else:
+        dev = tokenise(read_examples(args.dev, len(names)), tokenizer, limit)
+        print_time_to_accuracy(loops, SentenceBatches(dev, args.batch_size, tokenizer.pad_id), args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Llama as a classifier of sentences: zero-shot by asking it, or trained with a head on its last hidden state.
+
+    python run_llama.py --option finetune --train data/reviews-train.txt --dev data/reviews-dev.txt \\
+        --test data/reviews-test.txt --label-names data/reviews-label-mapping.json \\
+        --dev_out reviews-dev-finetuning-output.txt --test_out reviews-test-finetuning-output.txt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama import Llama, load_pretrained
+from sentiment_data import pad
+from tokenizer import AnyTokenizer
+
+PAD_ID = 3  # the piece of the zero byte, in the Llama 2 tokenizer and in this project's
+POOLINGS = ("last_token", "last_column")
+LABEL_SCORINGS = ("course", "sequence")
+
+
+def last_hidden_state(llama: Llama, input_ids: Tensor, pad_id: int, pooling: str = "last_token") -> Tensor:
+    """The hidden state (batch, dim) each row of input_ids (batch, seqlen), padded right, is judged by.
+
+    "last_token": that of the last real token, so that a row is independent of the batch it stands in. The causal
+    mask hides the padding, which comes later; a model without it gets a padding mask. "last_column": that of the
+    batch's last column, padding read as if it were text, as in the course.
+    """
+    if pooling == "last_column":
+        return llama.hidden_states(input_ids)[:, -1]
+    lengths = real_lengths(input_ids, pad_id)
+    mask = None
+    if not llama.config.causal:
+        mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (batch, seqlen)
+    hidden = llama.hidden_states(input_ids, padding_mask=mask)
+    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+
+
+def real_lengths(input_ids: Tensor, pad_id: int) -> Tensor:
+    """How many ids (batch,) of each row come before its padding; at least one."""
+    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    return torch.where(input_ids != pad_id, places, 1).amax(dim=1)
+
+
+class LlamaZeroShotClassifier(nn.Module):
+    """Scores each label by the log-probability the language model gives it after the prompt; nothing is trained.
+
+    `config` has `num_labels` and `pretrained_model_path`, as in the course, and may have `norm` and `pooling`; `llama`
+    takes the place of the path. Label scoring "course" sums the log-probabilities of all the label's pieces at the
+    one position after the prompt; "sequence" scores the pieces in turn, each after those before it.
+    Raises ValueError where the names are not as many as the labels.
+    """
+
+    def __init__(
+        self,
+        config: SimpleNamespace,
+        tokenizer: AnyTokenizer,
+        label_names: Sequence[str],
+        llama: Llama | None = None,
+        label_scoring: str = "course",
+    ):
+        super().__init__()
+        if len(label_names) != config.num_labels:
+            raise ValueError(f"{len(label_names)} label names for {config.num_labels} labels")
+        if label_scoring not in LABEL_SCORINGS:
+            raise ValueError(f"label_scoring must be one of {', '.join(LABEL_SCORINGS)}, not {label_scoring!r}")
+        self.num_labels, self.tokenizer, self.label_scoring = config.num_labels, tokenizer, label_scoring
+        self.pooling, self.pad_id = _pooling(config), tokenizer.pad_id
+        self.llama = (_load(config) if llama is None else llama).requires_grad_(False)
+        self.label_name_ids = [tokenizer.encode(label, bos=False, eos=False) for label in label_names]
+        self.register_buffer("content_free", torch.zeros(self.num_labels), persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Scores (batch, num_labels) of prompts input_ids (batch, seqlen), padded right: the higher, the likelier.
+
+        They are log-probabilities, less what `calibrate` found.
+        """
+        after_prompt = self._log_probs(last_hidden_state(self.llama, input_ids, self.pad_id, self.pooling))
+        if self.label_scoring == "course":
+            scores = [after_prompt[:, ids].sum(dim=1) for ids in self.label_name_ids]
+        else:
+            scores = [after_prompt[:, ids[0]] + self._continued(input_ids, ids) for ids in self.label_name_ids]
+        return torch.stack(scores, dim=1) - self.content_free
+
+    @torch.no_grad()
+    def calibrate(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Contextual calibration (Zhao et al. 2021, section 5): divides by what the model says of nothing.
+
+        `prompts` are the ids of content-free prompts. With p̂ the mean over them of the labels' probabilities,
+        normalised, scores become log(p / p̂), which is W = diag(p̂)⁻¹ and b = 0. Returns p̂ (num_labels,).
+        """
+        self.content_free.zero_()
+        rows = [self(torch.tensor([list(ids)], device=self.llama.device))[0].softmax(dim=0) for ids in prompts]
+        mean = torch.stack(rows).mean(dim=0)
+        self.content_free.copy_(mean.log())
+        return mean
+
+    def _log_probs(self, hidden: Tensor) -> Tensor:
+        """(..., dim) -> (..., vocab_size)."""
+        return self.llama.output(hidden).log_softmax(dim=-1)
+
+    def _continued(self, input_ids: Tensor, label_ids: list[int]) -> Tensor:
+        """Summed log-probabilities (batch,) of a label's second and later pieces, each after those before it."""
+        if len(label_ids) == 1:
+            return input_ids.new_zeros(len(input_ids), dtype=torch.float32)
+        lengths = real_lengths(input_ids, self.pad_id).tolist()
+        total = torch.zeros(len(input_ids), device=input_ids.device)
+        for place in range(1, len(label_ids)):
+            rows = [
+                ids[:length] + label_ids[:place] for ids, length in zip(input_ids.tolist(), lengths, strict=True)
+            ]
+            longer = pad(rows, self.pad_id).to(input_ids.device)
+            total += self._log_probs(last_hidden_state(self.llama, longer, self.pad_id))[:, label_ids[place]]
+        return total
+
+
+class LlamaEmbeddingClassifier(nn.Module):
+    """The hidden state after the last token → dropout → linear head → log-softmax. No vocabulary logits are computed.
+
+    `config` has the course's `pretrained_model_path`, `num_labels`, `hidden_dropout_prob` and `option` ("pretrain"
+    freezes the backbone, any other trains it), and may have `norm`, `pooling` and `pad_id`; `llama` takes the place
+    of the path. Draws the head from torch's global generator, as `nn.Linear` does.
+    """
+
+    def __init__(self, config: SimpleNamespace, llama: Llama | None = None):
+        super().__init__()
+        self.num_labels = config.num_labels
+        self.pooling, self.pad_id = _pooling(config), getattr(config, "pad_id", PAD_ID)
+        self.llama = _load(config) if llama is None else llama
+        self.llama.requires_grad_(getattr(config, "option", "finetune") != "pretrain")
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier_head = nn.Linear(self.llama.config.dim, self.num_labels)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Log-probabilities (batch, num_labels) of input_ids (batch, seqlen), padded right by `pad_id`."""
+        hidden = last_hidden_state(self.llama, input_ids, self.pad_id, self.pooling)
+        return F.log_softmax(self.classifier_head(self.dropout(hidden)), dim=-1)
+
+
+def _pooling(config: SimpleNamespace) -> str:
+    pooling = getattr(config, "pooling", POOLINGS[0])
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+    return pooling
+
+
+def _load(config: SimpleNamespace) -> Llama:
+    return load_pretrained(config.pretrained_model_path, getattr(config, "norm", None))

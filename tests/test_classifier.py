@@ -1,0 +1,193 @@
+"""The classifiers: a sentence's scores are its own, whatever batch it stands in; scores against spelled-out sums."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from checkpoint import CheckpointError, load_plain
+from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier, real_lengths
+from classifier_checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
+from llama import Llama, from_checkpoint
+from lora import apply_lora, get_lora_optimizer_params, merge_lora_weights
+from sentiment_data import pad, prompt_suffix
+from tests.tiny import CONFIG, TOKENIZER, write_tiny_checkpoint
+from tokenizer import load_tokenizer
+
+NAMES = ["awful", "quite bad", "excellent"]
+SENTENCES = ["Fine.", "A long and winding film about a dog, a boat and the sea.", "It was dull, I thought.", "No!"]
+
+
+def config(**more) -> SimpleNamespace:
+    return SimpleNamespace(**({"num_labels": 3, "hidden_dropout_prob": 0.5, "option": "finetune"} | more))
+
+
+def llama(**more) -> Llama:
+    torch.manual_seed(0)
+    model = Llama(replace(CONFIG, **more))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)  # far from uniform, so that a mistake shows
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(TOKENIZER)
+
+
+def rows(tokenizer, suffix: str = "") -> list[list[int]]:
+    return [tokenizer.encode(sentence + suffix, bos=True, eos=False) for sentence in SENTENCES]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kind", ["embedding", "course", "sequence"])
+@torch.no_grad()
+def test_a_sentence_scores_the_same_in_any_batch_and_order(tokenizer, kind, causal):
+    base = llama(causal=causal)
+    if kind == "embedding":
+        model = LlamaEmbeddingClassifier(config(), base).eval()
+    else:
+        model = LlamaZeroShotClassifier(config(), tokenizer, NAMES, base, label_scoring=kind).eval()
+    ids = rows(tokenizer)
+    alone = torch.cat([model(torch.tensor([row])) for row in ids])
+    assert torch.allclose(model(pad(ids, 3)), alone, atol=1e-5)
+    assert torch.allclose(model(pad(ids[::-1], 3)).flip(0), alone, atol=1e-5)
+    wide = torch.nn.functional.pad(pad(ids[:2], 3), (0, 9), value=3)
+    assert torch.allclose(model(wide), alone[:2], atol=1e-5)
+    assert (alone[0] - alone[1]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_the_last_column_is_the_courses_reading(tokenizer):
+    model = LlamaEmbeddingClassifier(config(pooling="last_column"), llama()).eval()
+    padded = pad(rows(tokenizer), 3)
+    hidden = model.llama(padded, targets=padded)[1][:, -1]
+    expected = (hidden @ model.classifier_head.weight.T + model.classifier_head.bias).log_softmax(dim=-1)
+    assert torch.allclose(model(padded), expected, atol=1e-5)
+    assert (model(padded)[3] - model(padded[3:, :4])[0]).abs().max() > 1e-3, "it depends on the batch, as theirs does"
+
+
+def test_lengths_end_at_the_last_real_token():
+    ids = torch.tensor([[1, 5, 3, 7, 3, 3], [1, 3, 3, 3, 3, 3], [3, 3, 3, 3, 3, 3], [1, 2, 4, 5, 6, 7]])
+    assert real_lengths(ids, 3).tolist() == [4, 1, 1, 6]
+
+
+def test_log_probabilities_sum_to_one_and_dropout_is_for_training(tokenizer):
+    model = LlamaEmbeddingClassifier(config(), llama())
+    ids = pad(rows(tokenizer), 3)
+    assert torch.allclose(model(ids).exp().sum(dim=1), torch.ones(4), atol=1e-6)
+    assert not torch.equal(model.train()(ids), model(ids))
+    assert torch.equal(model.eval()(ids), model(ids))
+
+
+def test_the_courses_constructor_reads_the_checkpoint(tmp_path, tokenizer):
+    base = write_tiny_checkpoint(tmp_path / "tiny.pt")
+    named = config(pretrained_model_path=str(tmp_path / "tiny.pt"))
+    model = LlamaEmbeddingClassifier(named)
+    assert torch.equal(model.llama.norm.weight, base.norm.weight)
+    assert model.classifier_head.weight.shape == (3, CONFIG.dim)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    frozen = LlamaEmbeddingClassifier(config(pretrained_model_path=named.pretrained_model_path, option="pretrain"))
+    assert [name for name, p in frozen.named_parameters() if p.requires_grad] == [
+        "classifier_head.weight", "classifier_head.bias",
+    ]  # fmt: skip
+    zero_shot = LlamaZeroShotClassifier(named, tokenizer, NAMES)
+    assert not any(parameter.requires_grad for parameter in zero_shot.parameters())
+    with pytest.raises(ValueError, match="2 label names for 3 labels"):
+        LlamaZeroShotClassifier(named, tokenizer, NAMES[:2])
+    with pytest.raises(ValueError, match="pooling must be"):
+        LlamaEmbeddingClassifier(config(pooling="mean"), llama())
+
+
+@torch.no_grad()
+def test_label_scores_against_spelled_out_sums(tokenizer):
+    base = llama()
+    labels = [tokenizer.encode(name, bos=False, eos=False) for name in NAMES]
+    assert max(map(len, labels)) > 1, "a label of several pieces is what the two scorings differ in"
+    ids = tokenizer.encode(f"Fine. {prompt_suffix(NAMES)}", bos=True, eos=False)
+
+    def log_probs(tokens: list[int]) -> torch.Tensor:
+        return base(torch.tensor([tokens]))[0][0, -1].double().log_softmax(dim=0)
+
+    course = [sum(log_probs(ids)[piece].item() for piece in label) for label in labels]
+    sequence = [
+        sum(log_probs(ids + label[:place])[piece].item() for place, piece in enumerate(label)) for label in labels
+    ]
+    for scoring, expected in (("course", course), ("sequence", sequence)):
+        model = LlamaZeroShotClassifier(config(), tokenizer, NAMES, base, label_scoring=scoring)
+        assert model(torch.tensor([ids]))[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@torch.no_grad()
+def test_calibration_makes_nothing_say_nothing(tokenizer):
+    model = LlamaZeroShotClassifier(config(), tokenizer, NAMES, llama(), label_scoring="sequence").eval()
+    ids = rows(tokenizer)
+    before = model(pad(ids, 3)).double().softmax(dim=1)
+    shares = model.calibrate(ids[:1])
+    assert torch.allclose(shares.double(), before[0], atol=1e-5)
+    after = model(pad(ids, 3))
+    assert after[0].softmax(dim=0).tolist() == pytest.approx([1 / 3] * 3, abs=1e-5)
+    by_hand = before / before[0]  # W = diag(p)^-1 (Zhao et al. 2021)
+    assert torch.allclose(after.double().softmax(1), by_hand / by_hand.sum(1, keepdim=True), atol=1e-5)
+    assert model.calibrate(ids).sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert math.isfinite(model(pad(ids, 3)).sum().item())
+
+
+def trained_lora() -> LlamaEmbeddingClassifier:
+    model = LlamaEmbeddingClassifier(config(option="lora"), llama())
+    apply_lora(model.llama, rank=4, alpha=2.0)
+    for parameter in get_lora_optimizer_params(model):
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_classifier_and_adapter_come_back_from_their_files(tmp_path, tokenizer):
+    model, ids = trained_lora(), pad(rows(tokenizer), 3)
+    expected = model(ids)
+    save_adapter(tmp_path / "adapter.pt", model)
+    restored = LlamaEmbeddingClassifier(config(option="lora"), llama())
+    apply_lora(restored.llama, rank=4, alpha=2.0)
+    load_adapter(tmp_path / "adapter.pt", restored)
+    assert torch.equal(restored.eval()(ids), expected)
+    merge_lora_weights(model)
+    assert torch.allclose(model(ids), expected, atol=1e-5)
+    save_classifier(tmp_path / "merged.pt", model, NAMES, TOKENIZER)
+    loaded, names, tokenizer_path = load_classifier(tmp_path / "merged.pt")
+    assert torch.equal(loaded(ids), model(ids)) and names == NAMES
+    assert tokenizer_path.resolve() == TOKENIZER.resolve()
+    kept = load_plain(tmp_path / "adapter.pt")["model"]
+    assert all("lora_" in name or name.startswith("classifier_head.") for name in kept)
+    assert (tmp_path / "adapter.pt").stat().st_size < (tmp_path / "merged.pt").stat().st_size / 10
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    model = trained_lora()
+    save_adapter(tmp_path / "adapter.pt", model)
+    other = LlamaEmbeddingClassifier(config(option="lora"), llama())
+    apply_lora(other.llama, rank=2, alpha=2.0)
+    with pytest.raises(CheckpointError, match="rank 4"):
+        load_adapter(tmp_path / "adapter.pt", other)
+    five = LlamaEmbeddingClassifier(config(num_labels=5), llama())
+    apply_lora(five.llama, rank=4, alpha=2.0)
+    with pytest.raises(CheckpointError, match="another model"):
+        load_adapter(tmp_path / "adapter.pt", five)
+    with pytest.raises(CheckpointError, match="not a classifier"):
+        load_classifier(tmp_path / "adapter.pt")
+
+
+@torch.no_grad()
+def test_a_classifiers_backbone_is_the_checkpoints(tmp_path):
+    from checkpoint import read_checkpoint
+
+    write_tiny_checkpoint(tmp_path / "tiny.pt")
+    base = from_checkpoint(read_checkpoint(tmp_path / "tiny.pt"))
+    model = LlamaEmbeddingClassifier(config(), base).eval()
+    tokens = torch.tensor([[1, 9, 8, 7]])
+    hidden = base(tokens)[1][:, -1]
+    assert torch.allclose(model(tokens), model.classifier_head(hidden).log_softmax(dim=-1), atol=1e-6)

@@ -1,0 +1,217 @@
+"""The sentiment tasks from the command line: lines, files, refusals, seeds, and a killed run that goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+import run_llama
+import run_log
+from checkpoint import load_plain
+from classifier_checkpoint import load_classifier
+from tests.tiny import ROOT, TOKENIZER, write_tiny_checkpoint
+from tokenizer import load_tokenizer
+
+METHODS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    write_tiny_checkpoint(tmp_path / "tiny.pt")
+    return tmp_path / "tiny.pt"
+
+
+def flags(option: str, model: Path, *more: str, name: str = "reviews") -> list[str]:
+    folder, data = model.parent, ROOT / "data"
+    places = [f"--{split}={data}/{name}-{split}.txt" for split in ("train", "dev", "test")]
+    outs = [f"--{split}_out={folder}/{name}-{split}-{METHODS[option]}-output.txt" for split in ("dev", "test")]
+    names = [f"--label-names={data}/{name}-label-mapping.json", f"--pretrained-model-path={model}"]
+    return ["--option", option, *places, *outs, *names, f"--save_dir={folder}/runs", "--threads", "1", *more]
+
+
+def run_folder(model: Path, run: str) -> Path:
+    return model.parent / "runs" / run
+
+
+def test_the_courses_defaults_are_kept():
+    args = vars(cli.parse_args([]))
+    expected = {split: f"data/cfimdb-{split}.txt" for split in ("train", "dev", "test")}
+    expected |= {f"{split}_out": f"cfimdb-{split}-prompting-output.txt" for split in ("dev", "test")}
+    expected |= {"label_names": "data/cfimdb-label-mapping.json", "batch_size": 8, "hidden_dropout_prob": 0.3}
+    expected |= {"lora_rank": 4, "lora_alpha": 1.0, "epochs": 5, "lr": 2e-5}
+    assert {name: args[name] for name in expected} == expected
+    tuned = cli.parse_args(["--option=lora", "--dev_out=x-dev-lora-output.txt", "--test_out=x-test-lora-output.txt"])
+    assert (tuned.optimizer, tuned.schedule, tuned.warmup_steps) == ("adamw", "constant", 0)
+    assert (tuned.weight_decay, tuned.max_grad_norm, tuned.lr, tuned.save_dir) == (0.0, None, 2e-5, "runs")
+
+
+@pytest.mark.parametrize(
+    ("option", "dev_out", "test_out", "refused"),
+    [
+        ("prompt", "sst-dev-finetuning-output.txt", "sst-test-prompting-output.txt", "--dev_out"),
+        ("prompt", "sst-dev-prompting-output.txt", "out.txt", "--test_out"),
+        ("finetune", "sst-dev-prompting-output.txt", "sst-test-finetuning-output.txt", "--dev_out"),
+        ("lora", "sst-dev-lora-output.txt", "sst-test-lora-output.tsv", "--test_out"),
+        ("finetune", "a/b-dev-lora-output.txt", "dev-finetuning-output.txt", "--test_out"),
+    ],
+)
+def test_a_wrong_output_name_is_refused_before_anything_else(option, dev_out, test_out, refused, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.parse_args(["--option", option, "--dev_out", dev_out, "--test_out", test_out, "--train", "not there"])
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and error.count("\n") == 1 and refused in error
+
+
+def predictions(path: Path) -> list[tuple[str, str]]:
+    return [tuple(line.split(" ||| ")) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", ["reviews", "reviews5"])
+def test_zero_shot_prints_and_writes_as_the_course(model, capsys, name):
+    assert run_llama.main(flags("prompt", model, name=name)) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^load 50 data from .*-dev\.txt$", shown, re.M)
+    lines = predictions(model.parent / f"{name}-dev-prompting-output.txt")
+    filed = predictions(ROOT / "data" / f"{name}-dev.txt")
+    ends = "Is this movie bad or good? This movie is " if name == "reviews" else "or excellent? This movie is "
+    pairs = list(zip(filed, lines, strict=True))
+    assert all(sentence.startswith(own) and sentence.endswith(ends) for (_, own), (_, sentence) in pairs)
+    right = sum(label == predicted for (label, _), (predicted, _) in pairs)
+    assert f"dev acc :: {right / 50:.3f}\n" in shown
+    assert re.search(r"^test acc :: 0\.\d{3}$", shown, re.M)
+
+
+def test_zero_shot_has_a_second_scoring_and_calibration(model, capsys):
+    assert run_llama.main(flags("prompt", model, "--label_scoring", "sequence", "--calibrate")) == 0
+    assert "calibrated by" in capsys.readouterr().out
+    assert run_llama.main(flags("prompt", model, "--pooling", "last_column", "--no_causal_mask")) == 0
+
+
+@pytest.mark.parametrize("option", ["finetune", "lora"])
+def test_a_model_learns_and_is_kept(model, capsys, option):
+    assert run_llama.main(flags(option, model, "--lr", "5e-3", "--epochs", "4", "--dtype", "bfloat16")) == 0
+    shown = capsys.readouterr().out
+    start = "LoRA epoch" if option == "lora" else "epoch"
+    line = rf"^{start} \d: train loss :: \d\.\d{{3}}, train acc :: \d\.\d{{3}}, dev acc :: \d\.\d{{3}}$"
+    assert len(re.findall(line, shown, re.M)) == 4
+    trained, total = re.search(r"training ([\d,]+) of ([\d,]+) parameters \((.*) %\)", shown).groups()[:2]
+    assert (trained == total) is (option == "finetune")
+    run = run_folder(model, f"{option}-reviews-0.005-4-1337")
+    evaluated = [record["dev_acc"] for record in run_log.read(run / "log.jsonl") if "dev_acc" in record]
+    result = json.loads((run / "result.json").read_text())
+    assert result["dev_acc"] == max(evaluated) > 0.6
+    assert f"dev acc :: {result['dev_acc']:.3f}\n" in shown and f"test acc :: {result['test_acc']:.3f}\n" in shown
+    for split in ("dev", "test"):
+        assert (run / f"{split}-confusion.png").read_bytes().startswith(b"\x89PNG")
+    classifier, names, _ = load_classifier(run / ("merged.pt" if option == "lora" else "best.pt"))
+    assert names == ["bad", "good"]
+    written = predictions(model.parent / f"reviews-test-{METHODS[option]}-output.txt")
+    ids = torch.tensor([load_tokenizer(TOKENIZER).encode(written[0][1], bos=True, eos=False)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert classifier(ids).argmax().item() == int(written[0][0])
+
+
+def test_the_trained_share_is_said_and_the_adapter_is_small(model, capsys):
+    assert run_llama.main(flags("lora", model, "--epochs", "1")) == 0
+    base = sum(t.numel() for t in load_plain(model)["model"].values())
+    factors, head = 2 * 4 * ((32 + 32) * 2 + (32 + 16) * 2), 32 * 2 + 2  # layers * rank * (in + out)
+    share = 100 * (factors + head) / (base + factors + head)
+    told = f"training {factors + head:,} of {base + factors + head:,} parameters ({share:.2f} %)"
+    assert told in capsys.readouterr().out
+    run = run_folder(model, "lora-reviews-2e-05-1-1337")
+    assert sum(t.numel() for t in load_plain(run / "best.pt")["model"].values()) == factors + head
+
+
+def test_placeholder_labels_are_said_and_no_accuracy_claimed(model, capsys, tmp_path):
+    test = tmp_path / "reviews-test.txt"
+    test.write_text("".join(f"0 ||| {sentence}\n" for _, sentence in predictions(ROOT / "data" / "reviews-test.txt")))
+    for option in ("prompt", "finetune"):
+        assert run_llama.main([*flags(option, model, "--epochs", "1"), f"--test={test}"]) == 0
+        shown = capsys.readouterr().out
+        assert "test acc ::" not in shown and "a placeholder" in shown and "dev acc" in shown
+        assert len(predictions(tmp_path / f"reviews-test-{METHODS[option]}-output.txt")) == 50
+
+
+def test_several_seeds_are_summed_up(model, capsys):
+    assert run_llama.main(flags("finetune", model, "--epochs", "1", "--lr", "1e-3", "--seeds", "1", "2", "3")) == 0
+    shown = capsys.readouterr().out
+    folders = [run_folder(model, f"finetune-reviews-0.001-1-{seed}") for seed in (1, 2, 3)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    values = torch.tensor([result["test_acc"] for result in results])
+    assert f"test acc :: {values.mean():.3f} ± {values.std():.3f}" in shown
+    assert "over 3 seeds (1, 2, 3)" in shown
+    assert run_llama.main(flags("finetune", model, "--epochs", "1", "--lr", "1e-3", "--seed", "3")) == 0
+    alone = json.loads((run_folder(model, "finetune-reviews-0.001-1-3") / "result.json").read_text())
+    assert alone == results[2], "a seed's run must not depend on those before it"
+
+
+@pytest.mark.parametrize(
+    ("option", "more", "reason"),
+    [
+        ("finetune", ["--train", "nothing.txt"], "no such file: nothing.txt (setup.sh"),
+        ("finetune", ["--optimizer", "muon"], "AdamW alone"),
+        ("finetune", ["--calibrate"], "belong to --option prompt"),
+        ("lora", ["--lora_rank", "17"], "rank 17"),
+        ("lora", ["--seeds", "1", "1"], "twice"),
+        ("prompt", ["--seeds", "1"], "draws nothing"),
+        ("prompt", ["--dev_out", "no/folder/x-dev-prompting-output.txt"], "there is no folder"),
+        ("prompt", ["--use_gpu"], "no CUDA device"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(model, capsys, monkeypatch, option, more, reason):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run_llama.main([*flags(option, model), *more]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and error.count("\n") == 1
+
+
+def test_a_training_file_without_a_choice_is_refused(model, capsys, tmp_path):
+    (tmp_path / "same.txt").write_text("1 ||| a\n1 ||| b\n")
+    assert run_llama.main([*flags("finetune", model), "--train", str(tmp_path / "same.txt")]) == 2
+    assert "nothing to learn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["finetune", "lora"])
+def test_killed_in_the_middle_and_resumed_to_the_same_bits(model, option, tmp_path):
+    """The whole command, ended by SIGKILL at a moment nobody chose."""
+
+    def given(folder: str, *more: str) -> list[str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        plain = flags(option, model, "--lr", "1e-3", "--epochs", "6", "--save_every", "3", *more)
+        own = ("--dev_out", "--test_out", "--save_dir")
+        return [flag.replace(str(tmp_path), f"{tmp_path}/{folder}") if flag.startswith(own) else flag for flag in plain]
+
+    assert run_llama.main(given("whole")) == 0
+    run = f"runs/{option}-reviews-0.001-6-1337"
+    state = tmp_path / "killed" / run / "last.pt"
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "run_llama.py", *given("killed")], **quiet) as process:
+        deadline = time.monotonic() + 60
+        while not state.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert 0 < load_plain(state)["progress"]["step"] < 6 * 19
+    assert run_llama.main(given("killed", "--resume")) == 0
+    for file in ("last.pt", "best.pt"):
+        whole, killed = (load_plain(tmp_path / name / run / file)["model"] for name in ("whole", "killed"))
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+    logs = [run_log.read(tmp_path / name / run / "log.jsonl") for name in ("whole", "killed")]
+    assert [{**r, "seconds": 0} for r in logs[0]] == [{**r, "seconds": 0} for r in logs[1]]
+    for split in ("dev", "test"):
+        name = f"reviews-{split}-{METHODS[option]}-output.txt"
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_another_run_is_not_resumed(model, capsys):
+    assert run_llama.main(flags("finetune", model, "--epochs", "1")) == 0
+    assert run_llama.main(flags("finetune", model, "--epochs", "1", "--resume", "--batch_size", "9")) == 2
+    assert "begun with batch_size 8, not 9" in capsys.readouterr().err
