@@ -195,4 +195,6 @@ def build_trainer(
     )  # fmt: skip
     folder = Path(args.save_dir)
     log = RunLog(folder / "log.jsonl")
-    return Trainer(model, optimizer, workload, settings, folder, device, log, identity, args.log_every)
+    return Trainer(
+        model, optimizer, workload, settings, folder, device, log, identity, log_every=args.log_every
+    )
