@@ -107,7 +107,7 @@ def main() -> None:
     for name, shape in SHAPES.items():
         course, fast = course_rate(config_of(shape), args.seconds), fast_rate(config_of(shape), args.seconds)
         found[name] = {"course": round(course), "fast": round(fast), "ratio": round(fast / course, 2)}
-        print(f"{name}: course's loop {course:,.0f} examples/s, fast {fast:,.0f}: {fast / course:.1f} times", flush=True)
+        print(f"{name}: the course's loop {course:,.0f} examples/s, fast {fast:,.0f}: {fast / course:.1f} times")
     tiny = LlamaConfig(vocab_size=13, max_seq_len=20, **TINY)
     found["760 parameters, 6 seeds"] = round(fast_rate(tiny, args.seconds, seeds=6, batch=128))
     found["exhaustive, 760 parameters"] = round(exhaustive_rate())
