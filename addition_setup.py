@@ -57,8 +57,9 @@ class TrainingPlan:
 
     def examples_after(self, progress: Progress) -> int:
         """How many examples a run that stands here has seen."""
-        whole = progress.epoch * len(self.workload.training)
-        return min(whole + progress.place * self.workload.chunk, self.examples)
+        distinct = len(self.workload.training)
+        of_this_epoch = min(progress.place * self.workload.chunk, distinct)
+        return min(progress.epoch * distinct + of_this_epoch, self.examples)
 
 
 def plan_training(args: argparse.Namespace, device: torch.device) -> TrainingPlan:
