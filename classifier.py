@@ -31,13 +31,12 @@ def last_hidden_state(llama: Llama, input_ids: Tensor, pad_id: int, pooling: str
     batch's last column, padding read as if it were text, as in the course.
     """
     if pooling == "last_column":
-        return llama.hidden_states(input_ids)[:, -1]
+        return llama.hidden_states_at(input_ids, torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1))
     lengths = real_lengths(input_ids, pad_id)
     mask = None
     if not llama.config.causal:
         mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (batch, seqlen)
-    hidden = llama.hidden_states(input_ids, padding_mask=mask)
-    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    return llama.hidden_states_at(input_ids, lengths - 1, mask)
 
 
 def real_lengths(input_ids: Tensor, pad_id: int) -> Tensor:
