@@ -71,7 +71,7 @@ class LlamaZeroShotClassifier(nn.Module):
         self.pooling, self.pad_id = _pooling(config), tokenizer.pad_id
         self.llama = (_load(config) if llama is None else llama).requires_grad_(False)
         self.label_name_ids = [tokenizer.encode(label, bos=False, eos=False) for label in label_names]
-        self.register_buffer("content_free", torch.zeros(self.num_labels), persistent=False)
+        self.register_buffer("content_free", torch.zeros(self.num_labels, device=self.llama.device), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Scores (batch, num_labels) of prompts input_ids (batch, seqlen), padded right: the higher, the likelier.
