@@ -88,7 +88,7 @@ def load_plain(path: str | os.PathLike) -> dict:
     except pickle.UnpicklingError as error:
         reason = "it holds more than tensors and plain types" if "Weights only" in str(error) else "no torch file"
         raise CheckpointError(f"{path} was not loaded: {reason}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, UnicodeDecodeError):
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError):
         raise CheckpointError(f"{path} is not a checkpoint, or it is cut short") from None
 
 
@@ -169,11 +169,13 @@ def _check_fit(path: Path, state: dict[str, Tensor], shapes: dict[str, tuple[int
 
 def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a model of this configuration, a tied output left out."""
-    dim, ffn, kv_dim = config.dim, config.ffn_dim, config.n_kv_heads * config.head_dim
+    dim, ffn = config.dim, config.ffn_dim
+    query_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     norm_parts = ("weight", "bias") if config.norm_type == "layernorm" else ("weight",)
     shapes = {"tok_embeddings.weight": (config.vocab_size, dim)}
     for layer in (f"layers.{index}." for index in range(config.n_layers)):
-        shapes |= {f"{layer}attention.compute_{name}.weight": (dim, dim) for name in ("query", "output")}
+        shapes[f"{layer}attention.compute_query.weight"] = (query_dim, dim)
+        shapes[f"{layer}attention.compute_output.weight"] = (dim, query_dim)
         shapes |= {f"{layer}attention.compute_{name}.weight": (kv_dim, dim) for name in ("key", "value")}
         shapes |= {f"{layer}feed_forward.{name}.weight": (ffn, dim) for name in ("w1", "w3")}
         shapes[f"{layer}feed_forward.w2.weight"] = (dim, ffn)

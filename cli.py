@@ -17,6 +17,7 @@ OPTIONS = {
     "tokenizer": "train a SentencePiece tokenizer on a corpus",
     "pretrain": "train a model from scratch on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
+    "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
 }
 DEFAULT_MODEL = "stories42M.pt"
 FINETUNING = {  # the course's recipe: AdamW and nothing else
@@ -61,11 +62,7 @@ share = number(float, 0.0, 1.0)
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every option's flags, the course's names and defaults first."""
     tasks = "\n".join(f"  {name:<10} {text}" for name, text in OPTIONS.items())
-    parser = _Parser(
-        prog="run_llama.py",
-        description=f"A small Llama laboratory. What --option can do:\n{tasks}",
-        formatter_class=_HelpFormatter,
-    )
+    parser = new_parser("run_llama.py", f"A small Llama laboratory. What --option can do:\n{tasks}")
     parser.add_argument("--option", choices=OPTIONS, default="generate", help="what to do")
     _add_common(parser.add_argument_group("common"))
     _add_generate(parser.add_argument_group("generate"))
@@ -74,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(parser.add_argument_group("pretrain: the model"))
     _add_training(parser.add_argument_group("pretrain, finetune, lora: the training", TRAINING_NOTE))
     return parser
+
+
+def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """An empty parser that answers a refused flag in one line and shows the defaults in its help."""
+    return _Parser(prog=prog, description=description, formatter_class=_HelpFormatter)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,7 +110,8 @@ def _add_generate(group) -> None:
         help="where the greedy continuation goes")  # fmt: skip
     add("--generated_sentence_high_temp_out", default="generated-sentence-temp-1.txt", metavar="FILE",
         help="where the sampled continuation goes")  # fmt: skip
-    add("--prompt", metavar="TEXT", help="continue this in place of the course's sentence; empty: from BOS alone")
+    add("--prompt", metavar="TEXT",
+        help="continue this, not the course's sentence; empty: from BOS alone; addition: a question")  # fmt: skip
     add("--prompt_file", metavar="FILE", help="continue each line of this file, all at once")
     add("--max_new_tokens", type=count, default=75, metavar="N", help="tokens to add")
     add("--temperature", type=rate, metavar="T", help="one continuation at this temperature, not one at 0 and one at 1")

@@ -18,7 +18,8 @@ class LlamaConfig:
     """Everything that decides the shape and the arithmetic of a `Llama`.
 
     The defaults are the course's. `n_kv_heads=None` means one key/value head per query head;
-    `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`.
+    `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`; `head_size=None` means
+    dim / n_heads features a head.
 
     Raises ValueError, naming the field, for a value no model can be built with.
     """
@@ -39,6 +40,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     causal: bool = True
     tie_embeddings: bool = True
+    head_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.n_kv_heads is None:
@@ -55,24 +57,25 @@ class LlamaConfig:
 
     def _check_sizes(self) -> None:
         names = ["vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "multiple_of"]
-        names += ["hidden_dim"] if self.hidden_dim is not None else []
+        names += [name for name in ("hidden_dim", "head_size") if getattr(self, name) is not None]
         for name in names:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
 
     def _check_heads(self) -> None:
-        if self.dim % self.n_heads:
+        if self.head_size is None and self.dim % self.n_heads:
             raise ValueError(f"dim {self.dim} cannot be split into {self.n_heads} heads")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"rotary positions turn pairs: head size {self.head_dim} (dim / n_heads) is odd")
+            origin = "dim / n_heads" if self.head_size is None else "head_size"
+            raise ValueError(f"rotary positions turn pairs: head size {self.head_dim} ({origin}) is odd")
 
     @property
     def head_dim(self) -> int:
         """Features of one head."""
-        return self.dim // self.n_heads
+        return self.dim // self.n_heads if self.head_size is None else self.head_size
 
     @property
     def ffn_dim(self) -> int:

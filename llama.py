@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import decoding
 from base_llama import LlamaPreTrainedModel
-from checkpoint import read_checkpoint
+from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
 from kv_cache import KVCache
 from rope import rotate, rotation_table
@@ -97,11 +97,11 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.max_seq_len, self.rope_theta, self.causal = config.max_seq_len, config.rope_theta, config.causal
-        kv_dim = self.n_kv_heads * self.head_dim
-        self.compute_query = nn.Linear(config.dim, config.dim, bias=False)
+        query_dim, kv_dim = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.compute_query = nn.Linear(config.dim, query_dim, bias=False)
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
-        self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
+        self.compute_output = nn.Linear(query_dim, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def compute_query_key_value_scores(
@@ -327,8 +327,8 @@ def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:
     return from_checkpoint(found)
 
 
-def from_checkpoint(found) -> Llama:
-    """Builds the model of a `checkpoint.Checkpoint`, taking over its tensors (no copy where they are memory-mapped)."""
+def from_checkpoint(found: Checkpoint) -> Llama:
+    """Builds the model of a checkpoint, taking over its tensors (no copy where they are memory-mapped)."""
     with torch.device("meta"):
         model = Llama(found.config)
     state = dict(found.state_dict)

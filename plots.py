@@ -45,6 +45,31 @@ def training_curves(log: str | Path, path: str | Path) -> None:
     save_figure(figure, path)
 
 
+def addition_curves(log: str | Path, path: str | Path) -> None:
+    """Training and dev loss, and below the share of right answers on dev (of every seed), from a run's log."""
+    from matplotlib.figure import Figure
+
+    records = run_log.read(log)
+    training = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    measured = [record for record in records if "held_out_loss" in record]
+    steps = [record["step"] for record in measured]
+    figure = Figure(figsize=(7.0, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    if training:
+        above.plot(*zip(*training, strict=True), label="training (mean of the seeds)", linewidth=0.8)
+    if measured:
+        above.plot(steps, [record["held_out_loss"] for record in measured], label="dev (best seed)", linewidth=1.5)
+        seeds = [record.get("seed_accuracies", [record["accuracy"]]) for record in measured]
+        below.plot(steps, seeds, linewidth=0.8, color="0.6")
+        below.plot(steps, [record["accuracy"] for record in measured], "o-", markersize=3, label="dev (best seed)")
+    above.set(ylabel="loss (nats per token)", yscale="log")
+    below.set(ylabel="share of right answers", xlabel="optimizer step")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path)
+
+
 def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str], path: str | Path) -> None:
     """Counts of (true label, predicted label), each cell shaded by its share of the row."""
     side = 2.4 + 0.8 * len(names)

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -17,7 +17,17 @@ from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer
 SHIPPED = Path(__file__).resolve().parent / "models" / "stories.pt"
 
 
-def load_model(args: argparse.Namespace, device: torch.device) -> tuple[Llama, AnyTokenizer, Path]:
+class ModelFlags(Protocol):
+    """What the command line says about the model; `given` names the flags that stood there."""
+
+    pretrained_model_path: str
+    tokenizer: str | None
+    norm: str | None
+    max_sentence_len: int | None
+    given: frozenset[str]
+
+
+def load_model(args: ModelFlags, device: torch.device) -> tuple[Llama, AnyTokenizer, Path]:
     """The model in evaluation mode on `device`, its tokenizer, and the path it came from; prints the reader's notes.
 
     Raises OSError or ValueError for a checkpoint or tokenizer that cannot be read, or if the two do not fit.

@@ -18,6 +18,7 @@ TASKS = {  # option: module and function that checks everything and returns the 
     "tokenizer": ("pretrain", "prepare_tokenizer"),
     "pretrain": ("pretrain", "prepare"),
     "evaluate": ("evaluate", "prepare"),
+    "addition": ("addition_run", "prepare"),
 }
 
 

@@ -8,7 +8,8 @@ A task describes its work as a `Workload`; the loop knows nothing of texts or la
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ STATE_FORMAT = "min-llama-training"
 class Workload(Protocol):
     """What a task gives the trainer."""
 
-    def epoch(self, epoch: int) -> list[Any]:
+    def epoch(self, epoch: int) -> Sequence[Any]:
         """The batches of an epoch, in order; a function of the epoch alone, so that a run can resume."""
 
     def count(self, batch: Any) -> int:
@@ -38,8 +39,11 @@ class Workload(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The sum of the losses of a batch's targets."""
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Measures the model on held-out data. `score` decides which one is kept: higher is better."""
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Measures the model on held-out data. `score` decides which one is kept: higher is better.
+
+        A true `done` ends the run: nothing is left to learn.
+        """
 
     def save_best(self, model: nn.Module, path: Path) -> None:
         """Writes the model as a checkpoint of its own."""
@@ -76,6 +80,32 @@ class Progress:
     best_score: float = float("-inf")
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0
+    done: bool = False  # the workload found nothing left to learn
+
+
+def update(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Sequence[Any],
+    count: Callable[[Any], int],
+    loss: Callable[[nn.Module, Any], Tensor],
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> tuple[float, int]:
+    """One optimizer step from a group of batches, each target weighing the same.
+
+    `count` says how many targets a batch has, `loss` the sum of their losses. Returns the mean loss and the targets.
+    """
+    model.train()
+    targets = sum(count(batch) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        with precision():
+            mean = loss(model, batch) / targets
+        mean.backward()
+        total += mean.item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total, targets
 
 
 def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +121,8 @@ def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 def step_line(progress: Progress, measured: dict[str, float]) -> str:
     """What is printed at an evaluation, unless a task has a line of its own."""
-    return f"step {progress.step}: " + ", ".join(f"{name} {v:.4f}" for name, v in measured.items() if name != "score")
+    shown = {name: value for name, value in measured.items() if isinstance(value, float) and name != "score"}
+    return f"step {progress.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
 
 class Trainer:
@@ -99,7 +130,7 @@ class Trainer:
 
     Each group's rate in `optimizer` is the peak that the schedule scales. `identity` holds, as plain values, what
     else makes the run what it is (model, data, seed): a run is only resumed with the same. `describe` words the line
-    printed at an evaluation.
+    printed at an evaluation. Every `log_every`-th step is logged and shown.
     """
 
     def __init__(
@@ -113,11 +144,11 @@ class Trainer:
         log: RunLog,
         identity: dict[str, Any],
         describe: Callable[[Progress, dict[str, float]], str] = step_line,
+        log_every: int = 1,
     ):
         self.model, self.optimizer, self.workload = model, optimizer, workload
         self.settings, self.folder, self.device, self.log = settings, folder, device, log
-        self.describe = describe
-        self.identity = identity | asdict(settings)
+        self.identity, self.describe, self.log_every = identity | asdict(settings), describe, log_every
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -133,16 +164,14 @@ class Trainer:
         """Trains to the end, or until patience is lost; returns where the run stands then."""
         started = time.perf_counter() - self.progress.seconds
         bar = tqdm(total=self.total_steps, initial=self.progress.step, desc="training", unit="step")
-        while self.progress.epoch < self.settings.epochs and not self._patience_lost():
+        while self.progress.epoch < self.settings.epochs and not self._ended():
             batches = self.workload.epoch(self.progress.epoch)
-            while self.progress.place < len(batches) and not self._patience_lost():
+            while self.progress.place < len(batches) and not self._ended():
                 group = batches[self.progress.place : self.progress.place + self.settings.accumulation]
                 loss, rate = self._step(group)
                 self.progress.place += len(group)
                 self.progress.seconds = time.perf_counter() - started
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
-                self.log.write(step=self.progress.step, epoch=self.progress.epoch, loss=round(loss, 5), lr=rate)
+                self._show(bar, loss, rate)
                 self._after_step(epoch_ends=self.progress.place >= len(batches), bar=bar)
             if self.progress.place >= len(batches):
                 self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
@@ -150,10 +179,17 @@ class Trainer:
         self.save()
         return self.progress
 
-    def _patience_lost(self) -> bool:
-        return 0 < self.settings.patience <= self.progress.stale
+    def _ended(self) -> bool:
+        return self.progress.done or 0 < self.settings.patience <= self.progress.stale
 
-    def _step(self, batches: list[Any]) -> tuple[float, float]:
+    def _show(self, bar: tqdm, loss: float, rate: float) -> None:
+        progress = self.progress
+        if progress.step % self.log_every == 0:
+            bar.update(progress.step - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
+            self.log.write(step=progress.step, epoch=progress.epoch, loss=round(loss, 5), lr=rate)
+
+    def _step(self, batches: Sequence[Any]) -> tuple[float, float]:
         """One update from a group of batches, each target weighing the same; returns the mean loss and the rate."""
         settings, progress = self.settings, self.progress
         factor = rate_factor(
@@ -161,16 +197,10 @@ class Trainer:
         )
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-        self.model.train()
-        targets = sum(self.workload.count(batch) for batch in batches)
-        total = 0.0
-        for batch in batches:
-            with autocast(self.device, self.dtype):
-                loss = self.workload.loss(self.model, batch) / targets
-            loss.backward()
-            total += loss.item()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        total, targets = update(
+            self.model, self.optimizer, batches, self.workload.count, self.workload.loss,
+            lambda: autocast(self.device, self.dtype),
+        )  # fmt: skip
         progress.step += 1
         progress.targets += targets
         return total, self.peak_rates[0] * factor
@@ -198,6 +228,7 @@ class Trainer:
             self.workload.save_best(self.model, self.folder / "best.pt")
         else:
             progress.stale += 1
+        progress.done = bool(measured.get("done", False))
 
     def save(self) -> None:
         """Writes all that a resumed run needs, atomically."""

@@ -1,4 +1,4 @@
-"""Pretraining and evaluation from the command line: a tokenizer, a model that learns, its figures, and what is refused."""
+"""Pretraining and evaluation from the command line: a tokenizer, a model that learns, its figures, refusals."""
 
 from __future__ import annotations
 

@@ -18,7 +18,12 @@ def token_file(lengths: list[int]) -> TokenFile:
     return TokenFile(np.arange(1, sum(lengths) + 1, dtype=np.uint32), np.cumsum([0, *lengths], dtype=np.int64))
 
 
-@given(st.lists(st.integers(2, 90), min_size=1, max_size=40), st.integers(3, 40), st.integers(8, 300), st.integers(0, 9))
+@given(
+    lengths=st.lists(st.integers(2, 90), min_size=1, max_size=40),
+    max_seq_len=st.integers(3, 40),
+    tokens_per_batch=st.integers(8, 300),
+    epoch=st.integers(0, 9),
+)
 def test_every_next_token_is_a_target_exactly_once(lengths, max_seq_len, tokens_per_batch, epoch):
     data = token_file(lengths)
     batches = StoryBatches(data, np.arange(len(data)), max_seq_len, tokens_per_batch, seed=3)

@@ -81,7 +81,7 @@ def test_rates_follow_the_schedule(tmp_path):
     assert rates == [0.05 * rate_factor(step, 18, 4, "cosine", 0.1) for step in range(18)]
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Stands for whatever ends a run."""
 
 
@@ -95,11 +95,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
 
     def failing(batches):
         if broken.progress.step == stop_at:
-            raise Stop
+            raise StopError
         return step(batches)
 
     broken._step = failing
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         broken.fit()
     resumed = trainer_of(tmp_path / "broken", **options)
     torch.manual_seed(999)  # whatever happened before, the saved random state is what counts

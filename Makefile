@@ -1,0 +1,25 @@
+# make generate and make test set up what they need; the other targets use what is there.
+PYTHON := .venv/bin/python
+
+.PHONY: generate test lint bench clean
+
+generate: .venv/ready
+	$(PYTHON) run_llama.py --option generate
+
+test: .venv/ready-dev
+	$(PYTHON) -m pytest
+
+lint: .venv/ready-dev
+	$(PYTHON) -m ruff check .
+
+bench: .venv/ready-dev
+	$(PYTHON) -m bench.generation
+
+.venv/ready: requirements.txt
+	bash setup.sh
+
+.venv/ready-dev: requirements.txt requirements-dev.txt
+	bash setup.sh --dev
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__ bench/__pycache__

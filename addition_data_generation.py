@@ -1,0 +1,61 @@
+"""Addition problems `a+b=c` with four-digit operands, no unordered pair twice, drawn from a seed.
+
+    python addition_data_generation.py --n 10000 --seed 1 --out problems.txt --exclude data/addition_test.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from addition_problems import pair_number, problem_text, read_problems, sample_problems
+from files import atomic_path, check_writable
+
+
+def generate_addition_data(n: int, seed: int | None = None, excluded: np.ndarray | None = None) -> list[str]:
+    """n problems as strings `a+b=c`; see `sample_problems`. Without a seed, other ones at each call."""
+    return _text(n, seed, excluded).decode("ascii").split("\n") if n else []
+
+
+def _text(n: int, seed: int | None, excluded: np.ndarray | None) -> bytes:
+    seed = int(np.random.SeedSequence().entropy % 2**63) if seed is None else seed
+    return problem_text(*sample_problems(n, seed, excluded))
+
+
+def generate_dataset(
+    n: int, filename: str, save_dir: str = "data", seed: int | None = None, excluded: np.ndarray | None = None
+) -> None:
+    """Writes n problems to `save_dir/filename`, one a line, and says so."""
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    path = Path(save_dir) / filename
+    text = _text(n, seed, excluded)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text)
+    print(f"{n} data points saved to {path}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes a file of problems; bad input ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--n", type=int, required=True, help="how many problems")
+    parser.add_argument("--seed", type=int, default=1337, help="seed of the draw")
+    parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument("--exclude", nargs="*", default=[], help="files whose problems are not drawn")
+    args = parser.parse_args(argv)
+    try:
+        out = check_writable(args.out)
+        excluded = [pair_number(*read_problems(path)) for path in args.exclude]
+        generate_dataset(
+            args.n, out.name, str(out.parent), args.seed, np.concatenate(excluded) if excluded else None
+        )
+    except (ValueError, OSError) as error:
+        print(f"addition_data_generation.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""The course's data set of characters: `0` starts, ends and pads, `+0123456789=` are the tokens 1 to 12.
+
+    python -c "import addition_lib; print(addition_lib.create_datasets('data/addition_test.txt')[0])"
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from addition_problems import problem_text, read_problems
+
+CHARS = list("+0123456789=")
+EQUALS = 12
+IGNORED = -1
+MAX_WORD_LENGTH = 15  # `9999+9999=19998`
+
+
+class CharDataset(Dataset):
+    """Words as rows of character ids, with the course's interface.
+
+    Item i is (x, y), each (max_word_length + 1,): x is 0 and then the word; y is the word, one 0, and then −1.
+    """
+
+    def __init__(self, words: list[str], chars: list[str], max_word_length: int):
+        self.words, self.chars, self.max_word_length = words, chars, max_word_length
+        self.stoi = {char: index + 1 for index, char in enumerate(chars)}
+        self.itos = {index: char for char, index in self.stoi.items()}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def contains(self, word: str) -> bool:
+        """Whether the word is one of the data set's."""
+        return word in self.words
+
+    def get_vocab_size(self) -> int:
+        """Number of token ids, the 0 counted."""
+        return len(self.chars) + 1
+
+    def get_output_length(self) -> int:
+        """Length of a row."""
+        return self.max_word_length + 1
+
+    def encode(self, word: str) -> Tensor:
+        """The ids of a word, (len(word),)."""
+        return torch.tensor([self.stoi[char] for char in word], dtype=torch.long)
+
+    def decode(self, ix) -> str:
+        """The word of some ids, without 0."""
+        return "".join(self.itos[int(index)] for index in ix)
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, Tensor]:
+        ids = self.encode(self.words[idx])
+        x = torch.zeros(self.max_word_length + 1, dtype=torch.long)
+        y = torch.zeros(self.max_word_length + 1, dtype=torch.long)
+        x[1 : 1 + len(ids)] = ids
+        y[: len(ids)] = ids
+        y[len(ids) + 1 :] = IGNORED
+        return x, y
+
+
+def create_datasets(input_file: str | Path) -> CharDataset:
+    """The problems of a file. Raises OSError, or ValueError that names a malformed line."""
+    words = problem_text(*read_problems(input_file)).decode("ascii").split("\n")
+    return CharDataset(words, CHARS, max(len(word) for word in words))
+
+
+def encode_problems(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Rows x and y of all problems at once, each (n, 16) uint8 and int8: what `CharDataset` gives one by one."""
+    c = a + b
+    x = np.zeros((len(a), MAX_WORD_LENGTH + 1), dtype=np.uint8)
+    for place in range(4):
+        x[:, 1 + place] = a // 10 ** (3 - place) % 10 + 2
+        x[:, 6 + place] = b // 10 ** (3 - place) % 10 + 2
+    x[:, 5], x[:, 10] = 1, EQUALS
+    five = c >= 10000
+    digits = np.stack([c // 10 ** (4 - place) % 10 for place in range(5)], axis=1) + 2
+    x[:, 11:16] = np.where(five[:, None], digits, np.roll(digits, -1, axis=1))
+    x[~five, 15] = 0
+    y = np.zeros_like(x, dtype=np.int8)
+    y[:, :-1] = x[:, 1:]
+    y[~five, 15] = IGNORED
+    return torch.from_numpy(x), torch.from_numpy(y)

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Makes .venv with the pinned packages, then fetches the course's files. Run it again at any time: what is done is kept.
+#
+#   bash setup.sh              all that running needs
+#   bash setup.sh --dev        and the tools of `make test` and `make lint`
+#   bash setup.sh --from DIR   copies the course's files from DIR in place of fetching them
+#   bash setup.sh --offline    does not try to fetch them
+#
+# PYTHON names the interpreter to build on (default: the first of python3, python3.13 … that is 3.11 or later).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+die() { echo "setup.sh: $*" >&2; exit 2; }
+
+dev=false
+course_flags=()
+while (($#)); do
+  case $1 in
+    --dev) dev=true ;;
+    --offline) course_flags+=(--offline) ;;
+    --from)
+      (($# > 1)) || die "--from needs a folder"
+      [[ -d $2 ]] || die "no such folder: $2"
+      course_flags+=(--from "$2")
+      shift ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) die "unknown flag $1; see bash setup.sh --help" ;;
+  esac
+  shift
+done
+
+modern() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+    if modern "$candidate"; then echo "$candidate"; return; fi
+  done
+  die "Python 3.11 or later is needed; name one with PYTHON=/path/to/python bash setup.sh"
+}
+
+# Installs a requirements file unless the copy kept in .venv says that just this was installed before.
+install() {
+  local kept=".venv/installed-$1"
+  cmp -s "$1" "$kept" && return
+  echo "installing $1 ..."
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" \
+    || die "pip could not install $1; the lines above say why"
+  cp "$1" "$kept"
+}
+
+if ! modern .venv/bin/python; then
+  python=$(find_python)
+  echo "making .venv with $("$python" --version)"
+  "$python" -m venv --clear .venv || die "$python cannot make a virtual environment (on Debian: install python3-venv)"
+fi
+install requirements.txt
+if $dev; then install requirements-dev.txt; fi
+.venv/bin/python course_files.py ${course_flags[@]+"${course_flags[@]}"}
+touch .venv/ready
+if $dev; then touch .venv/ready-dev; fi

@@ -1,0 +1,118 @@
+"""The fast layout against the shared `Llama`, in float64: the same logits, gradients and trained weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from addition_fast import SideBySide, answer_targets, counted, problem_tokens
+from addition_lib import encode_problems
+from addition_problems import sample_problems
+from addition_training import summed_losses
+from config import LlamaConfig
+from llama import Llama
+from optimizer import AdamW
+
+CONFIGS = {
+    "course": {"dim": 8, "n_layers": 3, "n_heads": 2, "n_kv_heads": 2},
+    "grouped, wide heads": {"dim": 6, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_size": 4, "hidden_dim": 5},
+    "one layer, rms, untied": {
+        "dim": 20, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "norm_type": "rmsnorm", "tie_embeddings": False,
+        "rope_theta": 50.0,
+    },
+}  # fmt: skip
+
+
+def models(name: str, seeds: int = 2) -> list[Llama]:
+    """Random models with gains and biases that are not ones and zeros."""
+    torch.manual_seed(1)
+    config = LlamaConfig(vocab_size=13, max_seq_len=20, **CONFIGS[name])
+    made = [Llama(config).double() for _ in range(seeds)]
+    with torch.no_grad():
+        for model in made:
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return made
+
+
+def problems(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = sample_problems(n, seed)
+    return torch.from_numpy(a), torch.from_numpy(b)
+
+
+def plain_loss(model: Llama, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The course's loss over the course's rows, summed."""
+    x, y = encode_problems(a.numpy(), b.numpy())
+    x, y = x.long(), y.long()
+    y[:, :10] = -1
+    logits, _ = model(x, targets=y)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
+
+
+def test_tokens_and_targets_are_the_courses_rows():
+    a, b = problems(3000)
+    a[:4], b[:4] = torch.tensor([1000, 9999, 5000, 4999]), torch.tensor([1000, 9999, 5000, 5000])
+    x, y = encode_problems(a.numpy(), b.numpy())
+    tokens = problem_tokens(a, b)
+    assert torch.equal(tokens.T, x.long())
+    targets = torch.where(counted(tokens), answer_targets(tokens), -1)
+    assert torch.equal(targets.T, y[:, 10:].long())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_the_shared_models(name):
+    made, (a, b) = models(name), problems(30)
+    fast = SideBySide(made)(a, b)  # (seeds, vocab, 6, batch)
+    x, _ = encode_problems(a.numpy(), b.numpy())
+    for model, logits in zip(made, fast, strict=True):
+        plain = model(x.long(), targets=x)[0][:, 10:]  # (batch, 6, vocab)
+        torch.testing.assert_close(logits.permute(2, 1, 0), plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_and_gradients_are_the_shared_models(name):
+    made, (a, b) = models(name), problems(30)
+    fast = SideBySide(made)
+    weights = torch.ones(30)
+    weights[20:] = 0  # left out
+    losses = summed_losses(fast, a, b, weights)
+    losses.sum().backward()
+    for index, model in enumerate(made):
+        loss = plain_loss(model, a[:20], b[:20])
+        loss.backward()
+        assert losses[index].item() == pytest.approx(loss.item(), abs=1e-10)
+        place = 0
+        for parameter in (dict(model.named_parameters())[shape] for shape in fast.shapes):
+            flat = fast.seeds[index].grad[place : place + parameter.numel()]
+            torch.testing.assert_close(flat, parameter.grad.flatten(), rtol=0, atol=1e-10)
+            place += parameter.numel()
+
+
+def test_a_hundred_steps_side_by_side_are_each_models_own():
+    made = models("course")
+    fast = SideBySide(made)
+    options = {"lr": 1e-3, "max_grad_norm": 1.0}
+    together = AdamW([{"params": [vector]} for vector in fast.seeds], **options)
+    alone = [AdamW(model.parameters(), **options, foreach=False) for model in made]
+    every = torch.stack(problems(3200))
+    for a, b in every.view(2, 100, 32).unbind(dim=1):
+        count = counted(problem_tokens(a, b)).sum()
+        together.zero_grad()
+        (summed_losses(fast, a, b, torch.ones(32)).sum() / count).backward()
+        together.step()
+        for model, optimizer in zip(made, alone, strict=True):
+            optimizer.zero_grad()
+            (plain_loss(model, a, b) / count).backward()
+            optimizer.step()
+    for index, model in enumerate(made):
+        trained = fast.model_of(index).state_dict()
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-10)
+
+
+def test_what_the_layout_does_not_know_is_refused():
+    for fields in ({"dropout": 0.1}, {"causal": False}, {"max_seq_len": 15}):
+        sizes = {"vocab_size": 13, "dim": 8, "n_heads": 2, "n_kv_heads": 2, "max_seq_len": 20}
+        config = LlamaConfig(**(sizes | fields))
+        with pytest.raises(ValueError, match="fast path"):
+            SideBySide([Llama(config)])

@@ -1,0 +1,207 @@
+"""Training and testing adders from the command line: files, capacity, resume, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import addition_run
+import run_llama
+from addition_lib import create_datasets, encode_problems
+from addition_problems import pair_number, read_problems
+from addition_run import evaluate_loss, train_one_epoch
+from checkpoint import load_plain, read_checkpoint, save_checkpoint
+from config import LlamaConfig
+from llama import Llama
+from run_log import read
+from tests.tiny import ROOT
+
+CPU = torch.device("cpu")
+TINY = ["--dim", "4", "--n_layers", "1", "--n_heads", "1", "--n_kv_heads", "1", "--hidden_dim", "2", "--lr", "1e-2"]
+SHORT = ["--examples", "600", "--epochs", "2", "--batch_size", "100", "--dev_examples", "50", "--log_every", "1"]
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Runs `train` in a fresh folder that has the test file; returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    test_file = (ROOT / "data" / "addition_test.txt").read_text("ascii")
+    (tmp_path / "data" / "addition_test.txt").write_text(test_file, encoding="ascii")
+    return lambda *flags: addition_run.main(["train", *TINY, *SHORT, "--save_dir", "run", *flags])
+
+
+def test_a_run_leaves_the_courses_files(train, tmp_path, capsys):
+    assert train() == 0
+    assert "model parameters are 164" in capsys.readouterr().out
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert made >= {"best_model.pth", "model_config.json", "training_config.json", "loss_curve.png", "log.jsonl"}
+    described = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert described["train_samples"] == 300 and described["capacity_used"] == 6 * 164 * 600
+    assert described["result"]["examples_seen"] == 600 and described["command"].startswith("python ")
+    sets = [set(pair_number(*read_problems(tmp_path / "data" / f"addition_{name}.txt")).tolist())
+            for name in ("train", "dev", "test")]  # fmt: skip
+    assert [len(numbers) for numbers in sets] == [300, 50, 10_000]
+    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert addition_run.main(["test", "--checkpoint", "run/best_model.pth", "--max_test_examples", "40"]) == 0
+    summary = json.loads((tmp_path / "run" / "experiment_summary.json").read_text())
+    assert summary["num_params"] == 164 and 0 <= summary["accuracy"] <= 1
+    assert summary["train_config"]["capacity"] == described["capacity"]
+    predictions = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert len(predictions) == 40 and len(predictions) - len(summary["wrong"]) == round(40 * summary["accuracy"])
+
+
+def test_plain_and_fast_training_give_the_same_curve(train, tmp_path):
+    assert train("--save_dir", "fast", "--chunk", "50") == 0 and train("--save_dir", "plain", "--plain") == 0
+    curves = [[record["loss"] for record in read(tmp_path / name / "log.jsonl") if "loss" in record]
+              for name in ("fast", "plain")]  # fmt: skip
+    assert len(curves[0]) == 6 and curves[0] == pytest.approx(curves[1], abs=1e-4)
+    plain, fast = (read_checkpoint(tmp_path / name / "best_model.pth").state_dict for name in ("plain", "fast"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fast[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_seeds_side_by_side_are_those_alone(train, tmp_path):
+    assert train("--seeds", "2", "--save_dir", "both", "--max_grad_norm", "1") == 0
+    assert train("--plain", "--save_dir", "first", "--max_grad_norm", "1") == 0
+    first = read_checkpoint(tmp_path / "both" / "seed_1337.pth").state_dict
+    alone = load_plain(tmp_path / "first" / "last.pt")["model"]
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=0, atol=1e-4)
+    result = json.loads((tmp_path / "both" / "training_config.json").read_text())["result"]
+    assert len(result["seed_accuracies_at_the_end"]) == 2 and result["best_seed"] in (1337, 1338)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
+    flags = ["--seeds", "2", "--schedule", "cosine", "--warmup_steps", "2"]
+    flags += ["--save_every", "2", "--evaluate_every", "3"]
+    assert train(*flags) == 0
+    whole = load_plain(tmp_path / "run" / "last.pt")["model"]
+    step = addition_run.TrainingPlan.begin
+
+    def stopping(plan):
+        step(plan)
+        inner = plan.trainer._step
+
+        def failing(batches):
+            if plan.trainer.progress.step == 5:
+                raise KeyboardInterrupt
+            return inner(batches)
+
+        plan.trainer._step = failing
+
+    monkeypatch.setattr(addition_run.TrainingPlan, "begin", stopping)
+    assert train(*flags) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert train(*flags, "--resume") == 0
+    for name, tensor in load_plain(tmp_path / "run" / "last.pt")["model"].items():
+        assert torch.equal(tensor, whole[name])
+    assert [record["step"] for record in read(tmp_path / "run" / "log.jsonl") if "loss" in record] == [1, 2, 3, 4, 5, 6]
+    assert train(*flags, "--lr", "0.5", "--resume") == 2
+
+
+def test_capacity_is_never_exceeded(train, tmp_path):
+    """Course's count of distinct problems, rounded up; the last epoch is cut so that capacity is not passed."""
+    capacity = 6 * 164 * 601 + 5
+    flags = ["train", *TINY, "--epochs", "4", "--batch_size", "100", "--dev_examples", "50", "--save_dir", "run"]
+    assert addition_run.main([*flags, "--capcaity", str(capacity)]) == 0
+    described = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert described["train_samples"] == 151 and described["examples"] == 601
+    assert described["result"]["examples_seen"] == 601
+    assert load_plain(tmp_path / "run" / "last.pt")["progress"]["targets"] in range(601 * 5, 601 * 6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--capacity", "95000"], "allows 96 examples of a model with 164 parameters: less than one batch of 100"),
+        (["--n_heads", "3"], "dim 4 cannot be split into 3 heads"),
+        (["--head_dim", "3"], "odd"),
+        (["--n_heads", "2", "--n_kv_heads", "3"], "not a multiple"),
+        (["--chunk", "30"], "does not divide the batch of 100"),
+        (["--plain", "--seeds", "2"], "leave out --seeds"),
+        (["--examples", "90000000", "--epochs", "1"], "see the same ones more often by --epochs"),
+        (["--exclude", "none.txt"], "none.txt"),
+        (["--train_file", "data/addition_test.txt"], "holds problems that are excluded"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(train, tmp_path, capsys, flags, complaint):
+    if "--capacity" in flags:  # all that the capacity allows, in place of --examples
+        code = addition_run.main(["train", *TINY, "--batch_size", "100", "--save_dir", "run", *flags])
+    else:
+        code = train(*flags)
+    captured = capsys.readouterr()
+    assert code == 2 and captured.err.count("\n") == 1 and complaint in captured.err
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_foreign_checkpoint_or_question_is_refused(train, tmp_path, capsys):
+    config = LlamaConfig(vocab_size=14, dim=4, n_layers=1, n_heads=1, n_kv_heads=1)
+    save_checkpoint(tmp_path / "foreign.pt", config, Llama(config).state_dict())
+    assert addition_run.main(["test", "--checkpoint", "foreign.pt"]) == 2
+    assert addition_run.main(["test", "--checkpoint", "none.pt"]) == 2
+    assert train() == 0
+    capsys.readouterr()
+    best = ["--option", "addition", "--pretrained-model-path", "run/best_model.pth"]
+    for question in ("12+34=", "1234*5678=", "1234+567=", ""):
+        assert run_llama.main([*best, "--prompt", question]) == 2
+        assert "not a question" in capsys.readouterr().err
+    assert run_llama.main([*best, "--prompt", "1234 + 5678 ="]) == 0
+    assert capsys.readouterr().out.startswith("1234+5678=")
+    assert run_llama.main(best) == 0
+    assert "test length 10000" in capsys.readouterr().out
+
+
+def test_given_files_are_read_and_use_gpu_falls_back(train, tmp_path, capsys):
+    assert train("--use_gpu") == 0
+    if not torch.cuda.is_available():
+        assert "running on the CPU" in capsys.readouterr().out
+    before = (tmp_path / "data" / "addition_train.txt").read_bytes()
+    assert train("--train_file", "data/addition_train.txt", "--val_file", "data/addition_dev.txt", "--seed", "7") == 0
+    assert (tmp_path / "data" / "addition_train.txt").read_bytes() == before
+    described = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert (described["train_samples"], described["dev_samples"]) == (300, 50)
+
+
+def loader(tmp_path, batch: int):
+    lines = (ROOT / "data" / "addition_test.txt").read_text("ascii").split("\n")[:50]
+    (tmp_path / "few.txt").write_text("\n".join(lines), encoding="ascii")
+    return torch.utils.data.DataLoader(create_datasets(tmp_path / "few.txt"), batch_size=batch)
+
+
+def test_the_courses_loss_counts_the_answer_and_its_end(tmp_path):
+    """Against log-probabilities picked by hand at the places of the answer."""
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=13, dim=8, n_layers=1, n_heads=2, n_kv_heads=2, max_seq_len=20))
+    batches = loader(tmp_path, 25)
+    x, y = encode_problems(*read_problems(tmp_path / "few.txt"))
+    log_probs = model(x.long(), targets=y)[0].log_softmax(dim=-1)
+    means = []
+    for half in (range(25), range(25, 50)):
+        picked = [-log_probs[i, t, y[i, t].long()].item() for i in half for t in range(10, 16) if y[i, t] >= 0]
+        means.append(sum(picked) / len(picked))
+    assert evaluate_loss(model, batches, CPU) == pytest.approx(sum(means) / 2, abs=1e-6)
+
+
+def test_the_courses_epoch_is_a_plain_torch_loop(tmp_path):
+    """Against a loop written with torch's own parts."""
+    config = LlamaConfig(vocab_size=13, dim=8, n_layers=1, n_heads=2, n_kv_heads=2, max_seq_len=20)
+    torch.manual_seed(0)
+    model, batches = Llama(config), loader(tmp_path, 20)
+    oracle = Llama(config)
+    oracle.load_state_dict(model.state_dict())
+    mean = train_one_epoch(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), CPU)
+    losses, optimizer = [], torch.optim.SGD(oracle.parameters(), lr=0.1)
+    for x, y in batches:
+        y[:, :10] = -1
+        loss = torch.nn.functional.cross_entropy(oracle(x, targets=y)[0].transpose(1, 2), y, ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert mean == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    for name, tensor in oracle.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
