@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bench.stablelm import stablelm
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
 from llama import Attention, LayerNorm, Llama, load_pretrained
@@ -37,6 +36,7 @@ from optimizer import AdamW
 from run_log import RunLog
 from sentiment_data import Examples, SentenceBatches, pad, read_examples, read_label_names, tokenise
 from sentiment_report import predict
+from tests.oracles import transformers_model
 from tokenizer import AnyTokenizer, load_tokenizer
 from trainer import Trainer, TrainSettings
 
@@ -136,7 +136,7 @@ class _StableLmClassifier(nn.Module):
 
     def __init__(self, ours: LlamaEmbeddingClassifier):
         super().__init__()
-        self.backbone, self.dropout = stablelm(ours.llama), copy.deepcopy(ours.dropout)
+        self.backbone, self.dropout = transformers_model(ours.llama).model, copy.deepcopy(ours.dropout)
         self.head, self.pad_id = copy.deepcopy(ours.classifier_head), ours.pad_id
 
     def forward(self, ids: Tensor) -> Tensor:
