@@ -17,7 +17,8 @@ FLOORS = {
     3: "trainer pretrained classifier classifier_checkpoint addition_fast",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report"
-    " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation",
+    " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation"
+    " addition_report",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
