@@ -39,7 +39,8 @@ def draw_training_curves(axes, records: Sequence[dict]) -> None:
     held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
     if training:
         steps, losses = zip(*training, strict=True)
-        axes.plot(steps, _smooth(losses, 50), label="training (mean of 50 steps, dropout on)", linewidth=1)
+        width = max(1, 50 // (steps[1] - steps[0])) if len(steps) > 1 else 1  # a shipped log has every tenth step
+        axes.plot(steps, _smooth(losses, width), label="training (mean of 50 steps, dropout on)", linewidth=1)
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", label="held out", markersize=3, linewidth=1.5)
         axes.set_ylim(top=min(axes.get_ylim()[1], 2 * held_out[0][1]))
@@ -83,18 +84,19 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str], path
     save_figure(figure, path)
 
 
-def draw_confusion(axes, matrix: Sequence[Sequence[int]], names: Sequence[str]):
-    """The matrix into `axes`; returns the image, for a bar of its colours."""
+def draw_confusion(axes, matrix: Sequence[Sequence[int]], names: Sequence[str], size: float = 10):
+    """The matrix into `axes`, in letters of `size` points; returns the image, for a bar of its colours."""
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     for row, counts in enumerate(matrix):
         for column, count in enumerate(counts):
             colour = "white" if shares[row][column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
+    small = size < 10
+    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=30 if small else 0)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_xlabel("predicted", fontsize=size)
+    axes.set_ylabel("true", fontsize=size)
     return image
 
 

@@ -18,7 +18,7 @@ from cli import new_parser
 from files import write_text
 from results_sources import Block, Figure, Table, gather
 
-WRAP = 118  # characters of small print across a page
+WRAP = 132  # characters of small print across a page
 ROW, LINE, SMALL_LINE = 0.2, 0.155, 0.125  # inches
 FRAME = 0.55  # inches beside a figure's axes, for their labels
 
@@ -95,7 +95,7 @@ def height_of(block: Block) -> float:
     """Inches a block takes on a page."""
     small = SMALL_LINE * len(_wrapped(_shown_commands(block))) + 0.25
     if isinstance(block, Table):
-        return 0.3 + ROW * (len(block.rows) + 1) + LINE * len(_wrapped([block.note])) + small
+        return 0.36 + ROW * (len(block.rows) + 1) + LINE * len(_wrapped([block.note])) + small
     return 0.3 + small + (block.height if isinstance(block, Figure) else LINE * len(_wrapped([block.text])))
 
 
@@ -110,6 +110,7 @@ def _put(page: plots.Page, block: Block) -> None:
     page.text(block.title, 0.3, 11, weight="bold")
     if isinstance(block, Table):
         plots.draw_table(page.axes(ROW * (len(block.rows) + 1))[0], block.header, block.rows)
+        page.left -= 0.06
         _lines(page, [block.note], LINE, 7)
     elif isinstance(block, Figure):
         block.draw(page.axes(block.height, block.columns, FRAME))

@@ -17,7 +17,7 @@ import plots
 import run_log
 from files import read_text
 from sentiment_data import SEPARATOR, read_examples, read_label_names
-from submission_files import DATA_SETS, GENERATED, MODELS, outputs, remedy
+from submission_files import GENERATED, MODELS, outputs, remedy
 
 SENTIMENT = "docs/sentiment_results.json"
 REFERENCES = {  # the course's README: mean (deviation) over 10 seeds with stories42M; prompting's is Spring 2026's
@@ -77,7 +77,8 @@ def gather(root: str | Path) -> tuple[list[Block], list[str]]:
     root, blocks, left_out = Path(root), [], []
     for what, read in (
         ("sentiment, ours beside the reference and TF-IDF", sentiment_table),
-        ("confusion matrices", confusion_figure),
+        ("confusion matrices of sst", partial(confusion_figure, "sst")),
+        ("confusion matrices of cfimdb", partial(confusion_figure, "cfimdb")),
         ("the addition search", addition_table),
         ("accuracy of the adders against their parameters", addition_scatter),
         ("how the adders learned", addition_curves),
@@ -156,27 +157,22 @@ def _sentiment_command(found: dict) -> str:
     )
 
 
-def confusion_figure(root: Path) -> Figure:
-    """True and predicted labels on the dev sets: of every prediction file that is there beside its data."""
-    found, commands = [], []
-    for data in DATA_SETS:
-        for option in ("prompt", "finetune", "lora"):
-            name = outputs(option, data)[0]
-            if (root / name).is_file() and (root / "data" / f"{data}-dev.txt").is_file():
-                names = read_label_names(root / "data" / f"{data}-label-mapping.json")
-                found.append((f"{data} dev, {option}", confusion(root, name, data, names), names))
-                commands.append(remedy(name))
-    if not found:
-        raise FileNotFoundError("no such file: *-dev-*-output.txt with its data; make submission writes them")
-    found = found[:6]
+def confusion_figure(data: str, root: Path) -> Figure:
+    """True and predicted labels on the dev set `data`: of every prediction file that is there beside its data."""
+    there = [option for option in ("prompt", "finetune", "lora") if (root / outputs(option, data)[0]).is_file()]
+    if not there or not (root / "data" / f"{data}-dev.txt").is_file():
+        raise FileNotFoundError(f"no such file: {data}-dev-*-output.txt with its data; make submission writes them")
+    names = read_label_names(root / "data" / f"{data}-label-mapping.json")
+    found = {option: confusion(root, outputs(option, data)[0], data, names) for option in there}
+    commands = tuple(remedy(outputs(option, data)[0]) for option in there)
+    draw = partial(_draw_confusions, found, names)
+    return Figure(f"Confusion matrices, {data} dev", f"confusion-{data}", draw, commands, len(found), 2.4)
 
-    def draw(axes: list) -> None:
-        for place, (title, matrix, names) in zip(axes, found, strict=True):
-            plots.draw_confusion(place, matrix, [name[:5] for name in names])
-            place.set_title(title, fontsize=8)
-            place.tick_params(labelsize=6)
 
-    return Figure("Confusion matrices", "confusion", draw, tuple(commands), len(found), 2.6)
+def _draw_confusions(found: dict[str, list[list[int]]], names: Sequence[str], axes: list) -> None:
+    for place, (option, matrix) in zip(axes, found.items(), strict=True):
+        plots.draw_confusion(place, matrix, names, size=7)
+        place.set_title(option, fontsize=9)
 
 
 def confusion(root: Path, name: str, data: str, names: Sequence[str]) -> list[list[int]]:
@@ -217,7 +213,7 @@ def addition_table(root: Path) -> Table:
             commands.append(training["command"])
         commands.append(f"python addition_run.py test --checkpoint {MODELS}/{name}/best_model.pth")
     header = ("model", "dim/layers/heads/kv", "FFN", "theta", "parameters", "examples", "seeds", "test", "right of all")
-    note = "Test: share of right answers on the course's 10,000 problems; all are 81,000,000. FFN –: the course's width."
+    note = "Test: share of right answers on the course's 10,000 problems; all: 81,000,000. FFN –: the course's width."
     return Table("Addition", header, rows, tuple(commands), note)
 
 
@@ -257,7 +253,7 @@ def story_table(root: Path) -> Table:
              for name, value in shown.items()]  # fmt: skip
     half = -(-len(cells) // 2)
     rows = [(*one, *other) for one, other in zip(cells[:half], [*cells[half:], ("", "")], strict=False)]
-    return Table("The shipped story model", ("", "", "", ""), rows, (story_command(found),))
+    return Table("The shipped story model", ("setting", "value") * 2, rows, (story_command(found),))
 
 
 def story_command(found: dict) -> str:
@@ -288,7 +284,7 @@ def story_measured(root: Path) -> Table:
     found = _json(root / "models" / "evaluate.json")
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in found.items() if isinstance(value, int | float)]
     command = "python run_llama.py --option evaluate --corpus TEXT --save_dir models"
-    return Table("The shipped story model on stories it has not seen", ("", ""), rows, (command,))
+    return Table("The shipped story model on stories it has not seen", ("measure", "value"), rows, (command,))
 
 
 def samples(root: Path) -> Text:

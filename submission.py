@@ -90,7 +90,7 @@ def _work(plan: Plan) -> None:
         reason = why_stale(plan, step)
         place = f"[{number}/{len(todo)}] {step.name}"
         if reason is None:
-            print(f"{place}: done before")
+            print(f"{place}: done before", flush=True)
         else:
             print(f"{place} ({reason}): {step.command}", flush=True)
             started = time.perf_counter()

@@ -80,13 +80,13 @@ def test_the_same_logs_give_the_same_bytes(project, tmp_path):
         assert make(project, tmp_path / name) == 0
     one, two = ({p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
                 for n in ("one", "two"))  # fmt: skip
-    assert one == two and len(one) == 6
+    assert one == two and len(one) == 7
 
 
 def test_what_has_no_source_is_left_out_and_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert make(tmp_path / "empty", tmp_path / "out") == 1
-    assert capsys.readouterr().out.count("left out: ") == 9
+    assert capsys.readouterr().out.count("left out: ") == 10
     page = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "docs/sentiment_results.json" in page and str(tmp_path) not in page
 
