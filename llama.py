@@ -85,6 +85,11 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, head_dim)).view(batch, heads, seqlen, head_dim)
 
 
+def at(x: Tensor, places: Tensor) -> Tensor:
+    """x (batch, seqlen, ...) at the position each row names in `places` (batch,): (batch, 1, ...)."""
+    return x[torch.arange(len(x), device=x.device), places][:, None]
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
@@ -129,19 +134,27 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         layer_id: int = 0,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Attends over x (batch, seqlen, dim) and, if given, over the tokens in the cache; returns x's shape."""
+        """Attends over x (batch, seqlen, dim) and, if given, over the tokens in the cache; returns x's shape.
+
+        With `places` (batch,), only that position of each row asks, and the result is (batch, 1, dim).
+        """
         batch, seqlen, _ = x.shape
         cos, sin = rotation if rotation is not None else self._rotation_from_start(seqlen, x.device)
-        query = self.compute_query(x).view(batch, seqlen, self.n_heads, self.head_dim)
         key = self.compute_key(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
         value = self.compute_value(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
-        query, key = rotate(query, cos, sin).transpose(1, 2), rotate(key, cos, sin).transpose(1, 2)
+        key = rotate(key, cos, sin)
+        if places is not None:
+            cos, sin = (at(part.expand(batch, *part.shape[-3:]), places) for part in (cos, sin))
+            x = at(x, places)
+        query = rotate(self.compute_query(x).view(batch, -1, self.n_heads, self.head_dim), cos, sin)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
         value = value.transpose(1, 2)  # (batch, seqlen, heads, head_dim) -> (batch, heads, seqlen, head_dim)
         if cache is not None:
             key, value = cache.update(layer_id, key, value)
         attended = self.compute_query_key_value_scores(query, key, value, mask)
-        attended = attended.transpose(1, 2).reshape(batch, seqlen, -1)  # (batch, seqlen, n_heads * head_dim)
+        attended = attended.transpose(1, 2).flatten(2)  # (batch, seqlen, n_heads * head_dim)
         return self.dropout(self.compute_output(attended))
 
     def _rotation_from_start(self, seqlen: int, device: torch.device) -> Rotation:
@@ -186,9 +199,11 @@ class LlamaLayer(nn.Module):
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """(batch, seqlen, dim) -> (batch, seqlen, dim)."""
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, self.layer_id)
+        """(batch, seqlen, dim) -> (batch, seqlen, dim), or (batch, 1, dim) where only `places` (batch,) ask."""
+        attended = self.attention(self.attention_norm(x), rotation, mask, cache, self.layer_id, places)
+        x = (x if places is None else at(x, places)) + attended
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -227,6 +242,22 @@ class Llama(LlamaPreTrainedModel):
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)
+
+    def hidden_states_at(self, tokens: Tensor, places: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """`hidden_states` at one position of each row alone: tokens (batch, seqlen), places (batch,) -> (batch, dim).
+
+        The last layer computes no other position, which saves most of its work.
+        """
+        rotation = self._rotation(0, tokens.shape[1], padding_mask)
+        mask = self._mask(0, tokens.shape[1], padding_mask)
+        x = self.dropout(self.tok_embeddings(tokens))
+        for layer in self.layers[:-1]:
+            x = layer(x, rotation, mask)
+        keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        visible = keys <= places[:, None] if self.config.causal else (keys >= 0).expand(tokens.shape)
+        visible = visible if padding_mask is None else visible & padding_mask
+        x = self.layers[-1](x, rotation, visible[:, None, None], places=places)  # mask (batch, 1, 1, seqlen)
+        return self.norm(x)[:, 0]
 
     def forward(
         self,

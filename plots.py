@@ -100,6 +100,20 @@ def draw_confusion(axes, matrix: Sequence[Sequence[int]], names: Sequence[str], 
     return image
 
 
+def accuracy_by_parameters(
+    ours: list[tuple[int, float]], public: list[tuple[int, float]], path: str | Path
+) -> None:
+    """Share of right answers against the number of parameters, our models and public ones."""
+    figure, axes = new_figure()
+    for points, label, marker in ((public, "public solutions of the course", "x"), (ours, "this project", "o")):
+        parameters, accuracies = zip(*points, strict=True)
+        axes.scatter(parameters, accuracies, marker=marker, label=label)
+    axes.set(xscale="log", xlabel="parameters", ylabel="share of right answers on the test")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    save_figure(figure, path)
+
+
 def _smooth(values: tuple[float, ...], width: int) -> list[float]:
     smoothed, total = [], 0.0
     for index, value in enumerate(values):
