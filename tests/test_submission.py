@@ -21,6 +21,7 @@ from tests.submission_project import write_project
 from tests.tiny import write_tiny_checkpoint
 
 SPRING = COURSES["spring2026"]
+ALL_STEPS = [step for course in COURSES.values() for step in steps(course)]
 
 
 class Child:
@@ -28,14 +29,15 @@ class Child:
 
     def __init__(self, folder: Path):
         self.folder, self.commands, self.code = folder, [], 0
-        self.whole = {}  # outputs by the flag that names them, as a good run writes them
+        self.whole = {}  # what a good run writes, by its path
 
     def run(self, words, cwd, check):
         """What `subprocess.run` is asked for."""
         self.commands.append(" ".join(words[1:]))
-        for path, content in self.whole.items():
-            if not self.code and not path.exists():
-                path.write_bytes(content)
+        makes = [step.outputs for step in ALL_STEPS if " ".join(words[1:]).startswith(" ".join(step.words))]
+        for name in makes[0] if not self.code else ():
+            if (path := self.folder / name) in self.whole:
+                path.write_bytes(self.whole[path])
         return subprocess.CompletedProcess(words, self.code)
 
     def names(self) -> list[str]:
