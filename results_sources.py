@@ -100,19 +100,19 @@ def _is_absent(error: Exception, root: Path) -> bool:
 
 
 def _json(path: Path) -> dict:
-    return json.loads(read_text(path))
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from None
 
 
 def sentiment_table(root: Path) -> Table:
     """Every data set and method, mean ± deviation over seeds, beside the course's reference and TF-IDF."""
     found = _json(root / SENTIMENT)
-    grouped: dict[tuple[str, str], list[dict]] = {}
-    for key, run in sorted(found["runs"].items()):
-        data, row, _ = key.split(" | ")
-        grouped.setdefault((data, row), []).append(run)
     baseline = found.get("tfidf", {})
     rows = []
-    for (data, row), runs in sorted(grouped.items(), key=lambda item: _place(*item[0])):
+    for (data, row), seeds in sorted(_by_row(found).items(), key=lambda item: _place(*item[0])):
+        runs = list(seeds.values())
         cells = [data, row, str(len(runs))]
         reference = REFERENCES.get((data, option_of(row)), ("–", "–"))
         for split, quoted in zip(("dev", "test"), reference, strict=True):
@@ -125,6 +125,15 @@ def sentiment_table(root: Path) -> Table:
     if not baseline:
         note += f" Left out: TF-IDF ({SENTIMENT} has no entry tfidf; python -m bench.tfidf data/sst data/cfimdb)."
     return Table("Sentiment", header, rows, (_sentiment_command(found),), note)
+
+
+def _by_row(found: dict) -> dict[tuple[str, str], dict[str, dict]]:
+    """The runs of each (data, row) by their seed."""
+    rows: dict[tuple[str, str], dict[str, dict]] = {}
+    for key, run in sorted(found["runs"].items()):
+        data, row, seed = key.split(" | ")
+        rows.setdefault((data, row), {})[seed] = run
+    return rows
 
 
 def option_of(row: str) -> str:
@@ -158,21 +167,43 @@ def _sentiment_command(found: dict) -> str:
 
 
 def confusion_figure(data: str, root: Path) -> Figure:
-    """True and predicted labels on the dev set `data`: of every prediction file that is there beside its data."""
+    """True and predicted labels on the dev set `data`: of the shipped runs, else of one's own prediction files."""
+    found, commands = _shipped_confusions(root, data)
+    if not found:
+        found, commands = _own_confusions(root, data)
+    draw = partial(_draw_confusions, found)
+    return Figure(f"Confusion matrices, {data} dev", f"confusion-{data}", draw, commands, len(found), 2.5)
+
+
+def _shipped_confusions(root: Path, data: str) -> tuple[dict[str, dict], tuple[str, ...]]:
+    """Of each option the row best on dev, and in it the first seed that is there."""
+    if not (root / SENTIMENT).is_file():
+        return {}, ()
+    measured, best = _json(root / SENTIMENT), {}
+    for (its_data, row), seeds in _by_row(measured).items():
+        seed, run = next(iter(seeds.items()))
+        if its_data == data and "dev_confusion" in run:
+            accuracy, option = statistics.mean(each["dev_acc"] for each in seeds.values()), option_of(row)
+            if option not in best or accuracy > best[option][0]:
+                best[option] = accuracy, f"{row}, seed {seed}", run["dev_confusion"]
+    return {title: counts for _, title, counts in best.values()}, (_sentiment_command(measured),)
+
+
+def _own_confusions(root: Path, data: str) -> tuple[dict[str, dict], tuple[str, ...]]:
     there = [option for option in ("prompt", "finetune", "lora") if (root / outputs(option, data)[0]).is_file()]
     if not there or not (root / "data" / f"{data}-dev.txt").is_file():
-        raise FileNotFoundError(f"no such file: {data}-dev-*-output.txt with its data; make submission writes them")
+        raise FileNotFoundError(f"neither in {SENTIMENT} nor as {data}-dev-*-output.txt; make submission writes these")
     names = read_label_names(root / "data" / f"{data}-label-mapping.json")
-    found = {option: confusion(root, outputs(option, data)[0], data, names) for option in there}
-    commands = tuple(remedy(outputs(option, data)[0]) for option in there)
-    draw = partial(_draw_confusions, found, names)
-    return Figure(f"Confusion matrices, {data} dev", f"confusion-{data}", draw, commands, len(found), 2.4)
+    found = {
+        option: {"names": names, "matrix": confusion(root, outputs(option, data)[0], data, names)} for option in there
+    }
+    return found, tuple(remedy(outputs(option, data)[0]) for option in there)
 
 
-def _draw_confusions(found: dict[str, list[list[int]]], names: Sequence[str], axes: list) -> None:
-    for place, (option, matrix) in zip(axes, found.items(), strict=True):
-        plots.draw_confusion(place, matrix, names, size=7)
-        place.set_title(option, fontsize=9)
+def _draw_confusions(found: dict[str, dict], axes: list) -> None:
+    for place, (title, counts) in zip(axes, found.items(), strict=True):
+        plots.draw_confusion(place, counts["matrix"], counts["names"], size=7)
+        place.set_title(title, fontsize=7)
 
 
 def confusion(root: Path, name: str, data: str, names: Sequence[str]) -> list[list[int]]:

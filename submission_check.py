@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,6 +303,11 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def summary(target: Path, found: Findings, course: Course) -> str:
     """What is in a good zip, its size, and what the grader will see."""
-    head = f"{target} is good for {course.name}: {len(found.names)} files, "
-    head += f"{found.size / MB:.2f} of {course.limit_mb} MB; the grader will see:"
-    return "\n".join([head, *(f"  {line}" for line in found.seen)])
+    folders = Counter(name.split("/")[0] + "/" for name in found.names if "/" in name)
+    files = [name for name in found.names if "/" not in name]
+    modules = [name for name in files if name.endswith(".py")]
+    held = [f"{len(modules)} modules", *(f"{name} ({count} files)" for name, count in folders.items())]
+    held += [name for name in files if name not in modules]
+    head = f"{target} is good for {course.name}: {found.size / MB:.2f} of {course.limit_mb} MB"
+    lines = [head, *textwrap.wrap("in it: " + ", ".join(held), 110, break_on_hyphens=False), "the grader will see:"]
+    return "\n".join([*lines, *(f"  {line}" for line in found.seen)])

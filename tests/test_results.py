@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import results
-from results_sources import gather, mean_of, option_of
+from results_sources import Figure, confusion, gather, mean_of, option_of
 from tests.submission_project import write_project
 
 RUNS = {
-    "sst | finetune, rate 2e-5 | 1": {"dev_acc": 0.4, "test_acc": 0.38},
+    "sst | finetune, rate 2e-5 | 1": {
+        "dev_acc": 0.4, "test_acc": 0.38, "dev_confusion": {"names": ["bad", "good"], "matrix": [[3, 1], [2, 4]]},
+    },
     "sst | finetune, rate 2e-5 | 2": {"dev_acc": 0.42, "test_acc": 0.36},
     "sst | zero-shot, last token | 1": {"dev_acc": 0.25, "test_acc": 0.26},
     "cfimdb | lora, rate 2e-3 | 1": {"dev_acc": 0.5},
@@ -95,7 +97,31 @@ def test_a_damaged_source_is_left_out_with_the_reason(project):
     (project / "docs" / "sentiment_results.json").write_text('{"model": ')
     blocks, left_out = gather(project)
     assert "Sentiment" not in [block.title for block in blocks]
-    assert len(left_out) == 2 and "sentiment" in left_out[0]
+    assert len(left_out) == 4 and "sentiment_results.json is no JSON" in left_out[0]
+
+
+def test_confusions_are_the_shipped_ones_or_ones_own(project):
+    def titles(data: str, figures: list) -> list[str]:
+        axes = [Recorder() for _ in range(next(f.columns for f in figures if f.name == f"confusion-{data}"))]
+        next(f for f in figures if f.name == f"confusion-{data}").draw(axes)
+        return [place.title for place in axes]
+
+    figures = [block for block in gather(project)[0] if isinstance(block, Figure)]
+    assert titles("sst", figures) == ["finetune, rate 2e-5, seed 1"]
+    assert titles("cfimdb", figures) == ["prompt", "finetune", "lora"]
+    assert confusion(project, "cfimdb-dev-lora-output.txt", "cfimdb", ["bad", "good"]) == [[5, 0], [4, 0]]
+
+
+class Recorder:
+    """Axes that keep their title alone."""
+
+    title = None
+
+    def set_title(self, title: str, fontsize: int) -> None:
+        self.title = title
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: None
 
 
 def test_rows_are_known_by_their_option():
