@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from submission_files import COURSES
+
 OPTIONS = {
     "generate": "continue a sentence, greedily and by sampling",
     "prompt": "classify sentences zero-shot, by asking the model",
@@ -18,6 +20,7 @@ OPTIONS = {
     "pretrain": "train a model from scratch on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
     "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
+    "submission": "run what is missing of the course's commands, then make and check the zip",
 }
 DEFAULT_MODEL = "stories42M.pt"
 FINETUNING = {  # the course's recipe: AdamW and nothing else
@@ -67,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(parser.add_argument_group("common"))
     _add_generate(parser.add_argument_group("generate"))
     _add_sentiment(parser.add_argument_group("prompt, finetune, lora"))
+    _add_submission(parser.add_argument_group("submission"))
     _add_corpus(parser.add_argument_group("tokenizer, pretrain, evaluate"))
     _add_model(parser.add_argument_group("pretrain: the model"))
     _add_training(parser.add_argument_group("pretrain, finetune, lora: the training", TRAINING_NOTE))
@@ -148,6 +152,12 @@ def _add_sentiment(group) -> None:
     add("--seeds", type=int, nargs="+", metavar="SEED", help="finetune, lora: one run for each, and mean ± deviation")
 
 
+def _add_submission(group) -> None:
+    add = group.add_argument
+    add("--andrewid", metavar="ID", help="names the zip and the one folder in it")
+    add("--course", choices=COURSES, default="spring2026", help="whose list of files and size limit")
+
+
 def _add_corpus(group) -> None:
     add = group.add_argument
     add("--corpus", nargs="+", metavar="FILE",
@@ -196,6 +206,7 @@ REQUIRED = {
     "tokenizer": ("corpus", "tokenizer"),
     "pretrain": ("corpus", "tokenizer", "save_dir"),
     "evaluate": ("corpus",),
+    "submission": ("andrewid",),
 }
 
 

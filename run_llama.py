@@ -19,6 +19,7 @@ TASKS = {  # option: module and function that checks everything and returns the 
     "pretrain": ("pretrain", "prepare"),
     "evaluate": ("evaluate", "prepare"),
     "addition": ("addition_run", "prepare"),
+    "submission": ("submission", "prepare"),
 }
 
 

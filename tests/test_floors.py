@@ -11,12 +11,14 @@ import pytest
 from tests.tiny import ROOT
 
 FLOORS = {
-    0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log",
-    1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib",
+    0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log"
+    " submission_files",
+    1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib submission_zip",
     2: "base_llama llama decoding",
-    3: "trainer pretrained classifier classifier_checkpoint addition_fast",
+    3: "trainer pretrained classifier classifier_checkpoint addition_fast submission_check",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report"
+    " submission prepare_submit prepare_checklist results results_sources"
     " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation"
     " addition_report",
 }
