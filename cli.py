@@ -28,6 +28,7 @@ FINETUNING = {  # the course's recipe: AdamW and nothing else
     "max_grad_norm": None,
 }  # fmt: skip
 OPTION_DEFAULTS = {  # where a task's default is not the one shown
+    "generate": {"threads": 1},  # a few rows at a time: spinning threads cost more than they bring
     "pretrain": {"epochs": 7, "lr": 3e-3},
     "prompt": {"save_dir": "runs"},
     "finetune": FINETUNING,
@@ -105,7 +106,7 @@ def _add_common(group) -> None:
     add("--max_sentence_len", type=positive, metavar="N", help="cut texts after N pieces")
     add("--seed", type=int, default=1337, help="seed of every random draw")
     add("--use_gpu", action="store_true", help="run on the first CUDA device")
-    add("--threads", type=positive, metavar="N", help="CPU threads; torch chooses if not given")
+    add("--threads", type=positive, metavar="N", help="CPU threads (generate: 1; elsewhere torch chooses)")
 
 
 def _add_generate(group) -> None:
