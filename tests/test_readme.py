@@ -18,8 +18,8 @@ INLINE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"[\w./-]+\.(py|md|sh|pt|png|jsonl|json|txt)")
 PARSERS = {"run_llama.py": cli.parse_args, "addition_run.py": addition_flags.parse_args}
 MADE_BY_RUNS = re.compile(
-    r"stories(42|15)M|tokenizer\.(model|bin)$|generated-sentence|-temp-1\.txt|-output\.txt|prompts\.txt|runs/|^stories\.txt"
-    r"|valid\.txt|merged\.pt|last\.pt|best\.pt|sst|cfimdb|\.venv|ANDREWID|sanity_check\.data|mine\.|addition_(train|dev)"
+    r"stories(42|15)M|tokenizer\.(model|bin)$|generated-sentence|-temp-1\.txt|-output\.txt|prompts\.txt|runs/|^(stories|more)\.txt"
+    r"|^results/|valid\.txt|merged\.pt|last\.pt|best\.pt|sst|cfimdb|\.venv|ANDREWID|sanity_check\.data|mine\.|addition_(train|dev)"
 )
 
 
