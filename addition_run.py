@@ -23,6 +23,7 @@ from addition_problems import OPERANDS, problem_text, read_problems
 from addition_setup import TrainingPlan, plan_training
 from addition_testing import answers, breakdown, exhaustive, is_right, load_adder, parse_prompt
 from addition_training import Problems, evaluate_loss, save_seed, train_one_epoch
+from cli import carry_out
 from files import atomic_path, check_writable, write_text
 from llama import Llama
 from utils import set_up
@@ -156,22 +157,9 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `train` or `test`. Bad input ends in one line and exit code 2 before any work, Ctrl-C in 130."""
+    """Runs `train` or `test`; see `cli.carry_out` for how it ends."""
     args = parse_args(argv)
-    try:
-        work = {"train": prepare_train, "test": prepare_test}[args.command](args)
-    except (ValueError, OSError) as error:
-        print(f"addition_run.py: {error}", file=sys.stderr)
-        return 2
-    try:
-        work()
-    except OSError as error:
-        print(f"addition_run.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; --resume goes on from the last saved state", file=sys.stderr)
-        return 130
-    return 0
+    return carry_out("addition_run.py", lambda: {"train": prepare_train, "test": prepare_test}[args.command](args))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -233,6 +234,27 @@ def _check_output_names(parser: argparse.ArgumentParser, args: argparse.Namespac
         if not getattr(args, f"{split}_out").endswith(tuple(endings)):
             name = getattr(args, f"{split}_out")
             parser.error(f"--{split}_out must end in {' or '.join(endings)}, not {name}")
+
+
+def carry_out(prog: str, prepare: Callable[[], Callable[[], None]]) -> int:
+    """Prepares a task, which checks everything, and does its work; returns the exit code.
+
+    Bad input ends in one line and code 2 before any work, a full disk in 1, Ctrl-C in 130.
+    """
+    try:
+        work = prepare()
+    except (ValueError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    try:
+        work()
+    except OSError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; a training run goes on from its last saved state by --resume", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _given(argv: Iterable[str] | None) -> frozenset[str]:

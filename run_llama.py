@@ -24,23 +24,10 @@ TASKS = {  # option: module and function that checks everything and returns the 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the task. Bad input ends in one line and exit code 2 before any work, a full disk in 1, Ctrl-C in 130."""
+    """Runs the task; see `cli.carry_out` for how it ends."""
     args = cli.parse_args(argv)
     module, function = TASKS[args.option]
-    try:
-        work = getattr(importlib.import_module(module), function)(args)
-    except (ValueError, OSError) as error:
-        print(f"run_llama.py: {error}", file=sys.stderr)
-        return 2
-    try:
-        work()
-    except OSError as error:
-        print(f"run_llama.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+    return cli.carry_out("run_llama.py", lambda: getattr(importlib.import_module(module), function)(args))
 
 
 if __name__ == "__main__":
