@@ -153,8 +153,8 @@ class Trainer:
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.steps_per_epoch = -(-len(workload.epoch(0)) // settings.accumulation)
-        self.total_steps = settings.epochs * self.steps_per_epoch
+        batches = [len(workload.epoch(epoch)) for epoch in range(settings.epochs)]  # not the same in every epoch
+        self.total_steps = sum(-(-count // settings.accumulation) for count in batches)
 
     @property
     def state_path(self) -> Path:

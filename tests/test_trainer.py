@@ -81,6 +81,16 @@ def test_rates_follow_the_schedule(tmp_path):
     assert rates == [0.05 * rate_factor(step, 18, 4, "cosine", 0.1) for step in range(18)]
 
 
+def test_epochs_of_different_lengths_end_with_the_last_step_at_the_floor_and_measured(tmp_path):
+    workload = Regression()
+    workload.epoch = lambda epoch: list(range(6 - epoch))
+    trainer = trainer_of(tmp_path, workload, schedule="linear", evaluate_every=7)
+    trainer.fit()
+    assert trainer.total_steps == trainer.progress.step == 15
+    measured = [record["step"] for record in run_log.read(tmp_path / "log.jsonl") if "score" in record]
+    assert measured == [7, 14, 15]
+
+
 class StopError(Exception):
     """Stands for whatever ends a run."""
 
