@@ -11,8 +11,10 @@ import pytest
 from tests.tiny import ROOT
 
 FLOORS = {
-    0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log",
-    1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib",
+    0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log"
+    " positions word_tokenizer",
+    1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
+    " masks gradient_checkpointing fasttext_vectors",
     2: "base_llama llama decoding",
     3: "trainer pretrained classifier classifier_checkpoint addition_fast",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
@@ -22,6 +24,7 @@ FLOORS = {
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 ONE_FLOOR = {("llama", "base_llama"), ("llama", "decoding"), ("classifier_checkpoint", "classifier")}
+ONE_FLOOR |= {("tokenizer", "word_tokenizer")}
 
 
 def tree(path: Path) -> ast.Module:
