@@ -14,7 +14,7 @@ OPTIONS = {
     "prompt": "classify sentences zero-shot, by asking the model",
     "finetune": "train the model and a head to classify sentences",
     "lora": "the same, training low-rank factors and the head alone",
-    "tokenizer": "train a SentencePiece tokenizer on a corpus",
+    "tokenizer": "train a SentencePiece tokenizer on a corpus, or count its words",
     "pretrain": "train a model from scratch on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
     "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
@@ -96,7 +96,8 @@ def _add_common(group) -> None:
     add = group.add_argument
     add("--pretrained-model-path", default=DEFAULT_MODEL, metavar="FILE",
         help="checkpoint: the course's .pt, llama2.c's .pt or .bin, or this project's")  # fmt: skip
-    add("--tokenizer", metavar="FILE", help="SentencePiece .model or llama2.c's tokenizer.bin, in place of the model's")
+    add("--tokenizer", metavar="FILE",
+        help="SentencePiece .model, llama2.c's tokenizer.bin or words .json, in place of the model's")  # fmt: skip
     add("--norm", choices=("layernorm", "rmsnorm"), help="norm of a checkpoint that does not say which it has")
     add("--max_sentence_len", type=positive, metavar="N", help="cut texts after N pieces")
     add("--seed", type=int, default=1337, help="seed of every random draw")
@@ -152,7 +153,8 @@ def _add_corpus(group) -> None:
     add = group.add_argument
     add("--corpus", nargs="+", metavar="FILE",
         help='text with lines <|endoftext|> between documents, or .jsonl with a field "text"')  # fmt: skip
-    add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces of a new tokenizer")
+    add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces (or words) of a new tokenizer")
+    add("--keep_case", action="store_true", help="tokenizer: do not lower the words of a .json")
     add("--save_dir", metavar="DIR",
         help="folder of a training run: checkpoints, log, curves (sentiment: in runs/)")  # fmt: skip
 

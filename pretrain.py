@@ -29,6 +29,7 @@ from story_data import StoryBatches, TokenFile, read_documents, split_documents,
 from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
 from trainer import Progress, Trainer, TrainSettings
 from utils import set_up
+from word_tokenizer import WordTokenizer, word_vocabulary
 
 CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta")
 TRAINING_FLAGS = ("lr", "optimizer", "weight_decay", "max_grad_norm", "batch_tokens", "held_out", "seed")
@@ -143,17 +144,27 @@ def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, arg
 
 
 def prepare_tokenizer(args: argparse.Namespace) -> Callable[[], None]:
-    """Trains the tokenizer of `--option tokenizer` in memory (a second's work); returns what writes it."""
+    """Trains the tokenizer of `--option tokenizer` in memory (a second's work); returns what writes it.
+
+    A name that ends in `.json` asks for a vocabulary of words, any other for a SentencePiece model.
+    """
     path = check_writable(args.tokenizer)
     documents = [document for corpus in args.corpus for document in read_documents(corpus)]
-    model = train_tokenizer(documents, args.vocab_size)
+    if path.suffix == ".json":
+        model = word_vocabulary(documents, args.vocab_size, lower=not args.keep_case).encode("utf-8")
+    else:
+        model = train_tokenizer(documents, args.vocab_size)
 
     def work() -> None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(model)
         tokenizer = load_tokenizer(path)
-        pieces = sum(len(ids) for ids in tokenizer.sp_model.encode(documents))
+        rows = [tokenizer.encode(document, bos=False, eos=False) for document in documents]
+        pieces = sum(len(ids) for ids in rows)
         size = sum(len(document.encode("utf-8")) for document in documents)
         print(f"{tokenizer.n_words} pieces, {size / pieces:.2f} bytes a piece; wrote {path}")
+        if isinstance(tokenizer, WordTokenizer):
+            unknown = sum(ids.count(tokenizer.unk_id) for ids in rows)
+            print(f"{pieces:,} words, of which <unk> {unknown / pieces:.2%}")
 
     return work
