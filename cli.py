@@ -16,6 +16,7 @@ OPTIONS = {
     "lora": "the same, training low-rank factors and the head alone",
     "tokenizer": "train a SentencePiece tokenizer on a corpus, or count its words",
     "pretrain": "train a model from scratch on a corpus",
+    "vectors": "train FastText vectors of a vocabulary's words on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
     "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
 }
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(parser.add_argument_group("common"))
     _add_generate(parser.add_argument_group("generate"))
     _add_sentiment(parser.add_argument_group("prompt, finetune, lora"))
-    _add_corpus(parser.add_argument_group("tokenizer, pretrain, evaluate"))
+    _add_corpus(parser.add_argument_group("tokenizer, vectors, pretrain, evaluate"))
     _add_model(parser.add_argument_group("pretrain: the model"))
     _add_training(parser.add_argument_group("pretrain, finetune, lora: the training", TRAINING_NOTE))
     return parser
@@ -153,6 +154,9 @@ def _add_corpus(group) -> None:
     add = group.add_argument
     add("--corpus", nargs="+", metavar="FILE",
         help='text with lines <|endoftext|> between documents, or .jsonl with a field "text"')  # fmt: skip
+    add("--valid", metavar="FILE", help="pretrain: text measured as training goes on; it chooses nothing")
+    add("--embeddings", metavar="FILE",
+        help="FastText vectors, .vec or .bin: vectors writes them, pretrain starts from them")  # fmt: skip
     add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces (or words) of a new tokenizer")
     add("--keep_case", action="store_true", help="tokenizer: do not lower the words of a .json")
     add("--save_dir", metavar="DIR",
@@ -168,6 +172,13 @@ def _add_model(group) -> None:
     add("--max_seq_len", type=positive, default=1024, help="positions")
     add("--dropout", type=number(float, 0.0, 0.99), default=0.1, help="dropout on embeddings and on every branch")
     add("--rope_theta", type=number(float, 0.0, above=True), default=10000.0, help="base of the rotation's angles")
+    add("--position_embedding_type", choices=("rotary", "sinusoidal", "alibi", "none"), default="rotary",
+        help="how a token knows its place")  # fmt: skip
+    add("--ffn_type", choices=("swiglu", "relu", "gelu"), default="swiglu", help="feed-forward: gated, or plain")
+    add("--hidden_dim", type=positive, metavar="N", help="width of the feed-forward; 4·dim, with a gate 2/3 of it")
+    add("--norm_position", choices=("pre", "post"), default="pre", help="normalise before a block, or behind it")
+    add("--untied_output", action="store_true", help="an output matrix of its own, not the embedding's")
+    add("--freeze_embeddings", action="store_true", help="do not train the embeddings")
 
 
 def _add_training(group) -> None:
@@ -183,6 +194,8 @@ def _add_training(group) -> None:
         help="clip the norm of each group's gradients, taken together, to G")  # fmt: skip
     add("--batch_tokens", type=positive, default=8192, metavar="N", help="tokens a batch, padding counted")
     add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
+    add("--gradient_checkpointing", type=count, nargs="?", const=1, default=0, metavar="LAYERS",
+        help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
         help="share of the documents that chooses the best checkpoint")  # fmt: skip
@@ -197,6 +210,7 @@ def _add_training(group) -> None:
 REQUIRED = {
     "tokenizer": ("corpus", "tokenizer"),
     "pretrain": ("corpus", "tokenizer", "save_dir"),
+    "vectors": ("corpus", "tokenizer", "embeddings"),
     "evaluate": ("corpus",),
 }
 

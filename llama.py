@@ -19,6 +19,7 @@ import decoding
 from base_llama import LlamaPreTrainedModel
 from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
+from gradient_checkpointing import run_recomputed
 from kv_cache import KVCache
 from masks import attention_mask, counted
 from positions import alibi_slopes, sinusoids
@@ -226,6 +227,7 @@ class Llama(LlamaPreTrainedModel):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
+        self.recompute = 0  # a way of training: so many layers at a time run again in the backward pass; 0: none
         for name, table in position_tables(config).items():
             self.register_buffer(name, table, persistent=False)
         self.init_weights()
@@ -245,6 +247,8 @@ class Llama(LlamaPreTrainedModel):
         slopes = self.alibi_slopes if self.config.position_embedding_type == "alibi" else None
         mask = attention_mask(past, tokens.shape[1], padding_mask, self.config.causal, slopes, tokens.device)
         x = self.dropout(self._embedded(tokens, positions))
+        if self.recompute and cache is None and torch.is_grad_enabled():
+            return self.norm(run_recomputed(self.layers, x, self.recompute, rotation, mask))
         for layer in self.layers:
             x = layer(x, rotation, mask, cache)
         if cache is not None:
