@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(parser.add_argument_group("generate"))
     _add_sentiment(parser.add_argument_group("prompt, finetune, lora"))
     _add_corpus(parser.add_argument_group("tokenizer, vectors, pretrain, evaluate"))
+    _add_evaluate(parser.add_argument_group("evaluate"))
     _add_model(parser.add_argument_group("pretrain: the model"))
     _add_training(parser.add_argument_group("pretrain, finetune, lora: the training", TRAINING_NOTE))
     return parser
@@ -161,6 +162,14 @@ def _add_corpus(group) -> None:
     add("--keep_case", action="store_true", help="tokenizer: do not lower the words of a .json")
     add("--save_dir", metavar="DIR",
         help="folder of a training run: checkpoints, log, curves (sentiment: in runs/)")  # fmt: skip
+
+
+def _add_evaluate(group) -> None:
+    add = group.add_argument
+    add("--stories", type=count, default=0, metavar="N",
+        help="also continue N documents from their first 5 tokens: BLEU, speed, attention maps")  # fmt: skip
+    add("--stride", type=positive, metavar="N",
+        help="of a document longer than the model's positions, score N new tokens a row")  # fmt: skip
 
 
 def _add_model(group) -> None:

@@ -8,22 +8,24 @@ run draws the same dropout and works in the same precision, so the gradients are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class _Recomputed(torch.autograd.Function):
-    """run(x), whose inside is computed again when its gradient is asked for.
+    """x through some layers, whose inside is computed again when the gradient is asked for.
 
-    The parameters are inputs of their own, so that their gradients go the way of all others: they accumulate, they
-    can be asked for by `torch.autograd.grad`, and hooks on them (as of several processes) fire when they should.
+    The trained parameters are inputs of their own, so that their gradients go the way of all others: they accumulate,
+    they can be asked for by `torch.autograd.grad`, and hooks on them (as of several processes) fire when they should,
+    once. The second run therefore works on copies of them (of the handles, not of the memory).
     """
 
     @staticmethod
-    def forward(ctx, run: Callable[[Tensor], Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.run, ctx.device = run, x.device
+    def forward(ctx, layers: Sequence[nn.Module], constants: tuple, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.layers, ctx.constants, ctx.device = layers, constants, x.device
         ctx.random = random_state(x.device)
         ctx.autocast = {
             "device_type": x.device.type,
@@ -32,22 +34,31 @@ class _Recomputed(torch.autograd.Function):
             "cache_enabled": torch.is_autocast_cache_enabled(),
         }
         ctx.save_for_backward(x, *parameters)
-        return run(x)
+        for layer in layers:
+            x = layer(x, *constants)
+        return x
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        saved, *parameters = ctx.saved_tensors
-        x = saved.detach().requires_grad_(ctx.needs_input_grad[1])
+        saved, *parameters = (tensor.detach() for tensor in ctx.saved_tensors)
+        x = output = saved.requires_grad_(ctx.needs_input_grad[2])
+        leaves = iter([parameter.requires_grad_() for parameter in parameters])
         before = random_state(ctx.device)
         set_random_state(ctx.device, ctx.random)
         try:
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                output = ctx.run(x)
+                for layer in ctx.layers:
+                    copies = {name: next(leaves) for name in _trained(layer)}
+                    output = functional_call(layer, copies, (output, *ctx.constants))
         finally:
             set_random_state(ctx.device, before)
-        wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, grad_output, allow_unused=True))
-        return None, *(next(found) if tensor.requires_grad else None for tensor in (x, *parameters))
+        wanted = [x, *parameters] if x.requires_grad else parameters
+        gradients = torch.autograd.grad(output, wanted, grad_output, allow_unused=True)
+        return None, None, *(gradients if x.requires_grad else (None, *gradients))
+
+
+def _trained(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
 
 
 def random_state(device: torch.device) -> list[Tensor]:
@@ -70,12 +81,6 @@ def run_recomputed(layers: Sequence[nn.Module], x: Tensor, segment: int, *consta
     """
     for start in range(0, len(layers), segment):
         part = layers[start : start + segment]
-
-        def run(x: Tensor, part: Sequence[nn.Module] = part) -> Tensor:
-            for layer in part:
-                x = layer(x, *constants)
-            return x
-
-        parameters = [p for layer in part for p in layer.parameters() if p.requires_grad]
-        x = _Recomputed.apply(run, x, *parameters)
+        parameters = [parameter for layer in part for parameter in _trained(layer).values()]
+        x = _Recomputed.apply(part, constants, x, *parameters)
     return x

@@ -16,7 +16,8 @@ FLOORS = {
     1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
     " masks gradient_checkpointing fasttext_vectors",
     2: "base_llama llama decoding",
-    3: "trainer pretrained classifier classifier_checkpoint addition_fast",
+    3: "trainer pretrained classifier classifier_checkpoint addition_fast"
+    " attention_maps",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report vectors evaluate_stories ail861 ail861_report"
     " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation",
