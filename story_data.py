@@ -112,6 +112,7 @@ class StoryBatches:
         stride: int | None = None,
     ):  # fmt: skip
         self.data, self.tokens_per_batch, self.seed = data, tokens_per_batch, seed
+        self.max_seq_len = max_seq_len
         stride, rows = stride or max_seq_len, []
         for document in documents:
             start, end = int(data.offsets[document]), int(data.offsets[document + 1])
@@ -137,10 +138,10 @@ class StoryBatches:
         """Cuts rows in order into batches whose padded size is within the budget (or a single row)."""
         batches, start, widest = [], 0, 0
         for place, length in enumerate(lengths):
-            widest = max(widest, _padded_width(int(length)))
+            widest = max(widest, self._width(int(length)))
             if place > start and widest * (place - start + 1) > self.tokens_per_batch:
                 batches.append(order[start:place])
-                start, widest = place, _padded_width(int(length))
+                start, widest = place, self._width(int(length))
         batches.append(order[start:])
         return batches
 
@@ -151,7 +152,7 @@ class StoryBatches:
     def tensors(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Tokens and next-token targets of a batch, each (rows, width); targets of padding are `IGNORED`."""
         rows = self.rows[batch]
-        width = _padded_width(int((rows[:, 1] - rows[:, 0]).max()))
+        width = self._width(int((rows[:, 1] - rows[:, 0]).max()))
         tokens = np.zeros((len(rows), width), dtype=np.int64)
         targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
         for row, (start, end, skipped) in enumerate(rows):
@@ -160,7 +161,6 @@ class StoryBatches:
             targets[row, skipped : len(ids) - 1] = ids[1 + skipped :]
         return torch.from_numpy(tokens), torch.from_numpy(targets)
 
-
-def _padded_width(length: int) -> int:
-    """Width of a batch whose longest row has `length` tokens, of which the last is a target only."""
-    return -(-(length - 1) // WIDTH_STEP) * WIDTH_STEP
+    def _width(self, length: int) -> int:
+        """Width of a batch whose longest row has `length` tokens, of which the last is a target only."""
+        return min(-(-(length - 1) // WIDTH_STEP) * WIDTH_STEP, self.max_seq_len)
