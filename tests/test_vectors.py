@@ -10,7 +10,11 @@ import torch
 
 import run_llama
 from checkpoint import load_plain, read_checkpoint
+from config import LlamaConfig
 from fasttext_vectors import fill_embeddings, read_vectors
+from llama import Llama
+from muon import muon_groups
+from optimizer import decay_groups
 from tests.tiny import TOKENIZER, write_corpus
 from tokenizer import load_tokenizer
 
@@ -133,3 +137,11 @@ def test_bad_input_is_refused(words, tmp_path, capsys, more, reason):
     assert run_llama.main([*flags, "--save_dir", str(tmp_path / "run"), *more]) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("groups", [decay_groups, muon_groups])
+def test_what_is_frozen_is_in_no_group(groups):
+    model = Llama(LlamaConfig(vocab_size=9, dim=16, n_layers=1, n_heads=2, n_kv_heads=2, tie_embeddings=False))
+    model.tok_embeddings.weight.requires_grad_(False)
+    grouped = {id(parameter) for group in groups(model, 0.1) for parameter in group["params"]}
+    assert grouped == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
