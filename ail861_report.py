@@ -69,9 +69,8 @@ def _evaluation(work: Path) -> dict:
 
 def _accumulation(work: Path) -> dict:
     found = {}
-    for folder in sorted(work.glob("accumulation-*"), key=lambda path: int(path.name.split("-")[1])):
-        if not folder.is_dir():
-            continue
+    folders = [path for path in work.glob("accumulation-*") if path.is_dir()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1])):
         last = _measured(work, folder.name)[-1]
         row = {"steps": last["step"], "seconds_per_epoch": round(last["seconds"], 1)}
         found[folder.name.split("-")[1]] = row | {"held_out_loss": round(last["held_out_loss"], 4)}
