@@ -102,7 +102,7 @@ def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
             axes.set_xticks(range(count), tokens, rotation=90, fontsize=5.5)
             axes.set_yticks(range(count), tokens, fontsize=5.5)
             axes.tick_params(length=1, pad=1)
-    figure.colorbar(image, ax=figure.axes, label="attention weight (rows: queries, columns: keys)", shrink=0.6)
+    figure.colorbar(image, ax=figure.axes, label="attention weight (rows: queries, columns: keys)", fraction=0.01, pad=0.005)
     save_figure(figure, path)
 
 

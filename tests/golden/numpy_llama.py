@@ -81,7 +81,7 @@ def _normalise(x: ndarray, weights: Mapping[str, ndarray], name: str, eps: float
 def _attention(x: ndarray, weights: Mapping[str, ndarray], name: str, config: Mapping) -> ndarray:
     query, key, value = (x @ weights[f"{name}.compute_{part}.weight"].T for part in ("query", "key", "value"))
     query, key = _split(query, config["n_heads"]), _split(key, config["n_kv_heads"])
-    theta, positions = config["rope_theta"], config["position_embedding_type"]
+    theta, positions = config["rope_theta"], config.get("position_embedding_type", "rotary")
     if positions == "rotary":
         query, key = (
             np.array([[turn(vector, place, theta) for place, vector in enumerate(head)] for head in part])
@@ -105,13 +105,13 @@ def _feed_forward(x: ndarray, weights: Mapping[str, ndarray], name: str, kind: s
 def hidden_states(tokens: ndarray, weights: Mapping[str, ndarray], config: Mapping) -> ndarray:
     """tokens (seqlen,) -> hidden states after the final norm, (seqlen, dim)."""
     weights = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in weights.items()}
-    eps, kind = config["layer_norm_eps"], config["ffn_type"]
+    eps, kind = config["layer_norm_eps"], config.get("ffn_type", "swiglu")
     x = weights["tok_embeddings.weight"][tokens]
-    if config["position_embedding_type"] == "sinusoidal":
+    if config.get("position_embedding_type") == "sinusoidal":
         x = np.sqrt(x.shape[1]) * x + np.array([sinusoid(place, x.shape[1]) for place in range(len(x))])
     for index in range(config["n_layers"]):
         layer = f"layers.{index}."
-        if config["norm_position"] == "post":
+        if config.get("norm_position") == "post":
             x = x + _attention(x, weights, f"{layer}attention", config)
             x = _normalise(x, weights, f"{layer}attention_norm", eps)
             x = x + _feed_forward(x, weights, f"{layer}feed_forward", kind)
@@ -121,7 +121,7 @@ def hidden_states(tokens: ndarray, weights: Mapping[str, ndarray], config: Mappi
         x = x + _attention(normed, weights, f"{layer}attention", config)
         normed = _normalise(x, weights, f"{layer}ffn_norm", eps)
         x = x + _feed_forward(normed, weights, f"{layer}feed_forward", kind)
-    return x if config["norm_position"] == "post" else _normalise(x, weights, "norm", eps)
+    return x if config.get("norm_position") == "post" else _normalise(x, weights, "norm", eps)
 
 
 def logits(hidden: ndarray, weights: Mapping[str, ndarray]) -> ndarray:
