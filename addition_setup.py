@@ -25,7 +25,7 @@ from run_log import RunLog
 from trainer import Progress, Trainer, TrainSettings
 
 TEST_FILE = "data/addition_test.txt"
-CHUNK = 256  # activations of more problems leave the processor's cache
+CHUNK, CHUNK_OF_SEEDS = 256, 384  # activations of more problems (of all seeds) leave the processor's cache
 WORTH_COMPILING = 500_000  # examples (of all seeds) that repay the minute the compiler takes
 RUN_FLAGS = (
     "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
@@ -57,8 +57,9 @@ class TrainingPlan:
 
     def examples_after(self, progress: Progress) -> int:
         """How many examples a run that stands here has seen."""
-        whole = progress.epoch * len(self.workload.training)
-        return min(whole + progress.place * self.workload.chunk, self.examples)
+        distinct = len(self.workload.training)
+        of_this_epoch = min(progress.place * self.workload.chunk, distinct)
+        return min(progress.epoch * distinct + of_this_epoch, self.examples)
 
 
 def plan_training(args: argparse.Namespace, device: torch.device) -> TrainingPlan:
@@ -109,11 +110,12 @@ def build_model(config: LlamaConfig, args: argparse.Namespace, device: torch.dev
 
 
 def allowed_examples(args: argparse.Namespace, parameters: int) -> tuple[int, int]:
-    """Distinct training problems (the course's formula, rounded up), and examples seen, which never exceed capacity."""
+    """Distinct training problems (the course's formula, rounded up), and examples seen: never more than allowed."""
     most = args.capacity // (6 * parameters)
     if args.examples is not None and args.examples > most:
         raise ValueError(
-            f"--examples {args.examples:,}: capacity {args.capacity:,} allows {most:,} at {parameters:,} parameters"
+            f"--examples {args.examples:,} of a model with {parameters:,} parameters are more than the {most:,} that "
+            f"a capacity of {args.capacity:,} allows"
         )
     seen = args.examples or most
     if seen < args.batch_size:
@@ -125,10 +127,11 @@ def allowed_examples(args: argparse.Namespace, parameters: int) -> tuple[int, in
 
 
 def chunk_of(args: argparse.Namespace) -> int:
-    """Problems a forward pass: as given, else the largest divisor of the batch that is not over `CHUNK`."""
+    """Problems a forward pass: as given, else the largest divisor of the batch that the processor's cache takes."""
     if args.chunk is not None and args.batch_size % args.chunk:
         raise ValueError(f"--chunk {args.chunk} does not divide the batch of {args.batch_size}")
-    return args.chunk or max(size for size in range(1, CHUNK + 1) if args.batch_size % size == 0)
+    most = min(CHUNK, max(16, CHUNK_OF_SEEDS // args.seeds))
+    return args.chunk or max(size for size in range(1, most + 1) if args.batch_size % size == 0)
 
 
 def draw_problems(
@@ -195,4 +198,6 @@ def build_trainer(
     )  # fmt: skip
     folder = Path(args.save_dir)
     log = RunLog(folder / "log.jsonl")
-    return Trainer(model, optimizer, workload, settings, folder, device, log, identity, args.log_every)
+    return Trainer(
+        model, optimizer, workload, settings, folder, device, log, identity, log_every=args.log_every
+    )

@@ -28,7 +28,7 @@ END = 0
 VOCABULARY = len(CHARS) + 1
 PROMPT = re.compile(r"([1-9][0-9]{3})\+([1-9][0-9]{3})=?")
 NEAR = 1e-3  # logits closer than this are asked again of the shared model
-ROW_BATCH = OPERANDS // 4  # problems a call in the exhaustive test
+CALL = 512  # problems a call in the exhaustive test; activations of more leave the processor's cache
 
 
 def load_adder(path: str | Path, device: torch.device) -> Llama:
@@ -90,28 +90,36 @@ def breakdown(problems: Problems, right: list[bool]) -> dict[str, dict[str, str]
 
 
 @torch.no_grad()
-def exhaustive(model: Llama, compile_forward: bool = True, operands: range = range(LOW, HIGH + 1)) -> list[str]:
-    """Asks all ordered problems a+b with a of `operands` and every b; returns the wrong ones, `a+b=answer`.
+def exhaustive(
+    model: Llama, compile_forward: bool = True, part: range = range(OPERANDS**2), near: float = NEAR
+) -> list[str]:
+    """Asks all ordered problems, or those numbered by `part` from 1000+1000, 1000+1001 on; returns the wrong.
 
     Greedy decoding is right just where every argmax after the right digits is, so one pass over question and answer
-    decides a problem. Where two logits are within `NEAR`, the shared model's own greedy answer decides.
+    decides a problem. Where the right logit does not lead by `near`, the shared model's own greedy answer decides:
+    a wrong one is returned as `a+b=answer`.
     """
     fast = SideBySide([model])
     device = fast.rope_cos.device
     margins_of = _compiled(fast, device) if compile_forward else smallest_margins
-    every_b, doubtful = torch.arange(LOW, HIGH + 1, device=device), []
-    bar = tqdm(total=len(operands) * OPERANDS, desc="all problems", unit="problem", unit_scale=True, mininterval=2)
-    for a in operands:
-        for b in every_b.split(ROW_BATCH):
-            margins = margins_of(fast, torch.full_like(b, a), b)
-            if margins.min() < NEAR:
-                doubtful += [(a, other) for other in b[margins < NEAR].tolist()]
-        bar.update(OPERANDS)
-    bar.close()
+    doubtful = []
+    with tqdm(total=len(part), desc="all problems", unit="problem", unit_scale=True, mininterval=2) as bar:
+        for start in range(part.start, part.stop, CALL):
+            a, b = ordered_problems(start, part.stop, device)
+            doubt = margins_of(fast, a, b) < near
+            if doubt.any():
+                doubtful.append(torch.stack([a[doubt], b[doubt]]).cpu())
+            bar.update(min(CALL, part.stop - start))
     if not doubtful:
         return []
-    asked = Problems.of(*np.array(doubtful).T)
+    asked = Problems.of(*torch.cat(doubtful, dim=1).unique(dim=1).numpy())
     return [text for text in answers(model, asked) if not is_right(text)]
+
+
+def ordered_problems(start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Operands of the problems numbered from `start`, each (CALL,) int64; past `stop` the last one again."""
+    number = torch.arange(start, start + CALL, device=device).clamp(max=stop - 1)
+    return LOW + number // OPERANDS, LOW + number % OPERANDS
 
 
 def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
@@ -125,9 +133,8 @@ def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
 
 def _compiled(fast: SideBySide, device: torch.device) -> Callable[[SideBySide, Tensor, Tensor], Tensor]:
     compiled = torch.compile(smallest_margins, dynamic=False)
-    sample = torch.full((ROW_BATCH,), LOW, device=device)
     try:
-        compiled(fast, sample, sample)
+        compiled(fast, *ordered_problems(0, CALL, device))
     except Exception as error:  # whatever a machine without a compiler raises
         print(f"the test is not compiled here and runs slower ({type(error).__name__})")
         return smallest_margins

@@ -21,7 +21,7 @@ from llama import Llama
 from trainer import update
 
 Model = SideBySide | Llama
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,12 @@ def last_hidden_state(llama: Llama, input_ids: Tensor, pad_id: int, pooling: str
     batch's last column, padding read as if it were text, as in the course.
     """
     if pooling == "last_column":
-        return llama.hidden_states(input_ids)[:, -1]
+        return llama.hidden_states_at(input_ids, torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1))
     lengths = real_lengths(input_ids, pad_id)
     mask = None
     if not llama.config.causal:
         mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (batch, seqlen)
-    hidden = llama.hidden_states(input_ids, padding_mask=mask)
-    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    return llama.hidden_states_at(input_ids, lengths - 1, mask)
 
 
 def real_lengths(input_ids: Tensor, pad_id: int) -> Tensor:
@@ -72,7 +71,7 @@ class LlamaZeroShotClassifier(nn.Module):
         self.pooling, self.pad_id = _pooling(config), tokenizer.pad_id
         self.llama = (_load(config) if llama is None else llama).requires_grad_(False)
         self.label_name_ids = [tokenizer.encode(label, bos=False, eos=False) for label in label_names]
-        self.register_buffer("content_free", torch.zeros(self.num_labels), persistent=False)
+        self.register_buffer("content_free", torch.zeros(self.num_labels, device=self.llama.device), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Scores (batch, num_labels) of prompts input_ids (batch, seqlen), padded right: the higher, the likelier.

@@ -114,7 +114,7 @@ def _add_generate(group) -> None:
     add("--generated_sentence_high_temp_out", default="generated-sentence-temp-1.txt", metavar="FILE",
         help="where the sampled continuation goes")  # fmt: skip
     add("--prompt", metavar="TEXT",
-        help="continue this, not the course's sentence; empty: from BOS alone; addition: a question")  # fmt: skip
+        help="continue this in place of the course's sentence; empty: from BOS alone; addition: asks it")  # fmt: skip
     add("--prompt_file", metavar="FILE", help="continue each line of this file, all at once")
     add("--max_new_tokens", type=count, default=75, metavar="N", help="tokens to add")
     add("--temperature", type=rate, metavar="T", help="one continuation at this temperature, not one at 0 and one at 1")

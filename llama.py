@@ -1,6 +1,6 @@
 """The one Llama: embeddings, layers of attention and feed-forward around a residual stream, a tied output.
 
-Read in this order: `LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
+Read in this order: `norms.LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
 Sources: Touvron et al. 2023 (Llama), Ainslie et al. 2023 (grouped-query attention), Shazeer 2020 (SwiGLU). Fields of
 the config turn it into other decoders: Vaswani et al. 2017 (sinusoids, ReLU, norm behind), Press et al. 2022 (ALiBi).
 
@@ -21,52 +21,14 @@ from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
 from gradient_checkpointing import run_recomputed
 from kv_cache import KVCache
-from masks import attention_mask, counted
+from masks import attention_mask, counted, mask_at
+from norms import LayerNorm, RMSNorm
 from positions import alibi_slopes, sinusoids
 from rope import rotate, rotation_table
 from sampling import Sampler
 
 Rotation = tuple[Tensor, Tensor]
 Positions = slice | Tensor
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) over the last dimension, in float32 at least, with gain and bias."""
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def _norm(self, x: Tensor) -> Tensor:
-        """(x − mean) / √(variance + eps), variance biased, spelled out: the oracle of `forward`."""
-        mean = x.mean(dim=-1, keepdim=True)
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return (x - mean) * torch.rsqrt(variance + self.eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises x (..., dim) by torch's fused kernel; returns x's dtype."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.layer_norm(x.to(wide), weight.shape, weight, bias, self.eps).type_as(x)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 at least, with gain alone."""
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x / √(mean(x²) + eps) · weight for x (..., dim); returns x's dtype."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * inverse_rms * self.weight).type_as(x)
-
-
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
@@ -89,6 +51,11 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         bias = bias.repeat(heads // kv_heads, 1)
     scores = torch.baddbmm(bias, rows, key.reshape(-1, keys, head_dim).mT)
     return torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, head_dim)).view(batch, heads, seqlen, head_dim)
+
+
+def at(x: Tensor, places: Tensor) -> Tensor:
+    """x (batch, seqlen, ...) at the position each row names in `places` (batch,): (batch, 1, ...)."""
+    return x[torch.arange(len(x), device=x.device), places][:, None]
 
 
 class Attention(nn.Module):
@@ -140,21 +107,29 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         layer_id: int = 0,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Attends over x (batch, seqlen, dim) and, if given, over the tokens in the cache; returns x's shape."""
+        """Attends over x (batch, seqlen, dim) and, if given, over the tokens in the cache; returns x's shape.
+
+        With `places` (batch,), only that position of each row asks, and the result is (batch, 1, dim).
+        """
         batch, seqlen, _ = x.shape
-        query = self.compute_query(x).view(batch, seqlen, self.n_heads, self.head_dim)
         key = self.compute_key(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
         value = self.compute_value(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
         if self.rotary:
             cos, sin = rotation if rotation is not None else self._rotation_from_start(seqlen, x.device)
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+            key = rotate(key, cos, sin)
+            if places is not None:
+                cos, sin = (at(part.expand(batch, *part.shape[-3:]), places) for part in (cos, sin))
+        asking = x if places is None else at(x, places)
+        query = self.compute_query(asking).view(batch, -1, self.n_heads, self.head_dim)
+        query = rotate(query, cos, sin) if self.rotary else query
         # (batch, seqlen, heads, head_dim) -> (batch, heads, seqlen, head_dim)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.update(layer_id, key, value)
         attended = self.compute_query_key_value_scores(query, key, value, mask)
-        attended = attended.transpose(1, 2).reshape(batch, seqlen, -1)  # (batch, seqlen, n_heads * head_dim)
+        attended = attended.transpose(1, 2).flatten(2)  # (batch, seqlen, n_heads * head_dim)
         return self.dropout(self.compute_output(attended))
 
     def _rotation_from_start(self, seqlen: int, device: torch.device) -> Rotation:
@@ -205,12 +180,15 @@ class LlamaLayer(nn.Module):
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """(batch, seqlen, dim) -> (batch, seqlen, dim)."""
+        """(batch, seqlen, dim) -> (batch, seqlen, dim), or (batch, 1, dim) where only `places` (batch,) ask."""
+        normed = self.attention_norm(x) if self.norm_first else x
+        attended = self.attention(normed, rotation, mask, cache, self.layer_id, places)
+        x = (x if places is None else at(x, places)) + attended
         if not self.norm_first:
-            x = self.attention_norm(x + self.attention(x, rotation, mask, cache, self.layer_id))
+            x = self.attention_norm(x)
             return self.ffn_norm(x + self.feed_forward(x))
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, self.layer_id)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -241,12 +219,7 @@ class Llama(LlamaPreTrainedModel):
         tokens; positions then count real tokens alone, so a row is independent of the padding beside it.
         Raises ValueError beyond `max_seq_len`.
         """
-        past = cache.length if cache is not None else 0
-        positions = self._positions(past, tokens.shape[1], padding_mask)
-        rotation = self._rotation(positions)
-        slopes = self.alibi_slopes if self.config.position_embedding_type == "alibi" else None
-        mask = attention_mask(past, tokens.shape[1], padding_mask, self.config.causal, slopes, tokens.device)
-        x = self.dropout(self._embedded(tokens, positions))
+        x, rotation, mask = self._begin(tokens, cache.length if cache is not None else 0, padding_mask)
         if self.recompute and cache is None and torch.is_grad_enabled():
             return self.norm(run_recomputed(self.layers, x, self.recompute, rotation, mask))
         for layer in self.layers:
@@ -254,6 +227,17 @@ class Llama(LlamaPreTrainedModel):
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)
+
+    def hidden_states_at(self, tokens: Tensor, places: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """`hidden_states` at one position of each row alone: tokens (batch, seqlen), places (batch,) -> (batch, dim).
+
+        The last layer computes no other position, which saves most of its work.
+        """
+        x, rotation, mask = self._begin(tokens, 0, padding_mask)
+        for layer in self.layers[:-1]:
+            x = layer(x, rotation, mask)
+        mask = mask_at(mask, places, tokens.shape[1], self.config.causal)
+        return self.norm(self.layers[-1](x, rotation, mask, places=places))[:, 0]
 
     def forward(
         self,
@@ -291,6 +275,15 @@ class Llama(LlamaPreTrainedModel):
         """An empty cache for `batch` rows of up to `capacity` (default and limit `max_seq_len`) tokens."""
         capacity = min(capacity or self.config.max_seq_len, self.config.max_seq_len)
         return KVCache(self.config, batch, capacity, self.device, self.dtype)
+
+    def _begin(
+        self, tokens: Tensor, past: int, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Rotation | None, Tensor | None]:
+        """What the first layer takes: embedded tokens (batch, seqlen, dim), rotation and mask."""
+        positions = self._positions(past, tokens.shape[1], padding_mask)
+        slopes = self.alibi_slopes if self.config.position_embedding_type == "alibi" else None
+        mask = attention_mask(past, tokens.shape[1], padding_mask, self.config.causal, slopes, tokens.device)
+        return self.dropout(self._embedded(tokens, positions)), self._rotation(positions), mask
 
     def _positions(self, past: int, seqlen: int, padding_mask: Tensor | None) -> Positions:
         """Which rows of a position table the tokens take: a slice, or numbers (batch, seqlen) counted by the mask."""

@@ -35,3 +35,12 @@ def attention_mask(
         return visible
     places = keys if padding_mask is None else counted(padding_mask)
     return alibi_bias(slopes, places[:, past:], places).masked_fill(~visible, -torch.inf)
+
+
+def mask_at(mask: Tensor | None, places: Tensor, keys: int, causal: bool) -> Tensor:
+    """The row of each text's mask that `places` (batch,) names, (batch, heads or 1, 1, keys); of none its meaning."""
+    if mask is None:
+        seen = torch.arange(keys, device=places.device)[None] <= (places[:, None] if causal else keys)
+        return seen.expand(len(places), keys)[:, None, None]
+    rows = mask.expand(len(places), *mask.shape[1:])
+    return rows[torch.arange(len(places), device=places.device), :, places][:, :, None]

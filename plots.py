@@ -88,6 +88,20 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str], path
     save_figure(figure, path)
 
 
+def accuracy_by_parameters(
+    ours: list[tuple[int, float]], public: list[tuple[int, float]], path: str | Path
+) -> None:
+    """Share of right answers against the number of parameters, our models and public ones."""
+    figure, axes = new_figure()
+    for points, label, marker in ((public, "public solutions of the course", "x"), (ours, "this project", "o")):
+        parameters, accuracies = zip(*points, strict=True)
+        axes.scatter(parameters, accuracies, marker=marker, label=label)
+    axes.set(xscale="log", xlabel="parameters", ylabel="share of right answers on the test")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    save_figure(figure, path)
+
+
 def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
     """Weights (layers, heads, tokens, tokens) as a grid of heat maps, a layer a row; queries down, keys across."""
     from matplotlib.figure import Figure
@@ -102,7 +116,8 @@ def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
             axes.set_xticks(range(count), tokens, rotation=90, fontsize=5.5)
             axes.set_yticks(range(count), tokens, fontsize=5.5)
             axes.tick_params(length=1, pad=1)
-    figure.colorbar(image, ax=figure.axes, label="attention weight (rows: queries, columns: keys)", fraction=0.01, pad=0.005)
+    label = "attention weight (rows: queries, columns: keys)"
+    figure.colorbar(image, ax=figure.axes, label=label, fraction=0.01, pad=0.005)
     save_figure(figure, path)
 
 

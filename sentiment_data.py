@@ -22,7 +22,7 @@ from tokenizer import AnyTokenizer
 SEPARATOR = "|||"
 UNLABELLED = -1  # what the course's README calls a placeholder; its files hold 0
 PLACEHOLDER_COUNT = 20  # so many equal labels are no accident
-LENGTH_NOISE = (2.0, 0.1)  # before sorting, lengths grow by up to 2 + a tenth of themselves: neighbours change
+LENGTH_NOISE = (1.5, 0.05)  # before sorting, lengths grow by up to 1.5 + a twentieth: neighbours change
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
 
 

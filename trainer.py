@@ -53,7 +53,8 @@ class Workload(Protocol):
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. `evaluate_every` and `save_every` count steps; 0 means at the end of each epoch.
+    """How to train. `evaluate_every` and `save_every` count steps; 0 means at the end of each epoch, and both happen
+    at the run's end in any case.
 
     `patience` stops after so many evaluations without a better score (0: never).
     """
@@ -206,7 +207,8 @@ class Trainer:
         return total, self.peak_rates[0] * factor
 
     def _after_step(self, epoch_ends: bool, bar: tqdm) -> None:
-        if self._due(self.settings.evaluate_every, epoch_ends):
+        run_ends = self.progress.step == self.total_steps
+        if run_ends or self._due(self.settings.evaluate_every, epoch_ends):
             self._evaluate(bar)
         if self._due(self.settings.save_every, epoch_ends):
             self.save()

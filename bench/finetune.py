@@ -2,8 +2,9 @@
 
 All three train the same randomly drawn 42-million-parameter model on the same sentences, step about, so that what
 else the machine does falls on all alike. The course's loop: random batches, tokenised anew at each step, padded to the
-longest, logits over the vocabulary, one tensor of AdamW after the other. The transformers loop: sentences tokenised
-once, random batches, padded to the longest with an attention mask, torch.optim.AdamW. Ours: the trainer.
+longest, logits over the vocabulary, attention and norms spelled out, one tensor of AdamW after the other. The
+transformers loop: sentences tokenised once, random batches, padded to the longest with an attention mask,
+torch.optim.AdamW. Ours: the trainer.
 
     python -m bench.finetune --train data/sst-train.txt --label-names data/sst-label-mapping.json
     python -m bench.finetune --train … --label-names … --dev data/sst-dev.txt --model models/stories.pt --reach 0.35
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,14 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bench.stablelm import stablelm
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
-from llama import Llama, load_pretrained
+from llama import Attention, LayerNorm, Llama, load_pretrained
 from optimizer import AdamW
 from run_log import RunLog
 from sentiment_data import Examples, SentenceBatches, pad, read_examples, read_label_names, tokenise
 from sentiment_report import predict
+from tests.oracles import transformers_model
 from tokenizer import AnyTokenizer, load_tokenizer
 from trainer import Trainer, TrainSettings
 
@@ -95,7 +98,12 @@ def our_loop(model: LlamaEmbeddingClassifier, examples: Examples, args: argparse
 def course_loop(
     model: LlamaEmbeddingClassifier, examples: Examples, args: argparse.Namespace, tokenizer: AnyTokenizer
 ) -> Loop:
-    """The course's loop, on this project's model."""
+    """The course's loop, on this project's model with attention and norms spelled out as the course has them."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.compute_query_key_value_scores = _spelled_out_attention
+        elif isinstance(module, LayerNorm):
+            module.forward = functools.partial(_spelled_out_norm, module)
     optimizer = AdamW(model.parameters(), lr=args.lr, foreach=False)
 
     def step(batch: np.ndarray) -> int:
@@ -113,12 +121,22 @@ def course_loop(
     return Loop("the course's loop", model, step, lambda epoch: _random(len(examples), args.batch_size, epoch))
 
 
+def _spelled_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    scores = query @ key.mT / math.sqrt(query.shape[-1])  # (batch, heads, seqlen, seqlen)
+    causal = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(causal, -torch.inf).softmax(dim=-1) @ value
+
+
+def _spelled_out_norm(norm: LayerNorm, x: Tensor) -> Tensor:
+    return norm._norm(x.float()).type_as(x) * norm.weight + norm.bias
+
+
 class _StableLmClassifier(nn.Module):
     """transformers' backbone with the same head."""
 
     def __init__(self, ours: LlamaEmbeddingClassifier):
         super().__init__()
-        self.backbone, self.dropout = stablelm(ours.llama), copy.deepcopy(ours.dropout)
+        self.backbone, self.dropout = transformers_model(ours.llama).model, copy.deepcopy(ours.dropout)
         self.head, self.pad_id = copy.deepcopy(ours.classifier_head), ours.pad_id
 
     def forward(self, ids: Tensor) -> Tensor:

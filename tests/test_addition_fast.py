@@ -8,7 +8,7 @@ import torch
 from addition_fast import SideBySide, answer_targets, counted, problem_tokens
 from addition_lib import encode_problems
 from addition_problems import sample_problems
-from addition_training import summed_losses
+from addition_training import AdditionWorkload, Problems, summed_losses
 from config import LlamaConfig
 from llama import Llama
 from optimizer import AdamW
@@ -116,3 +116,44 @@ def test_what_the_layout_does_not_know_is_refused():
         config = LlamaConfig(**(sizes | fields))
         with pytest.raises(ValueError, match="fast path"):
             SideBySide([Llama(config)])
+
+
+def test_the_step_is_one_graph_for_the_compiler():
+    """Traced whole, without the code generator, which takes a minute."""
+    fast, (a, b) = SideBySide(models("one layer, rms, untied", seeds=1)), problems(16)
+    compiled = torch.compile(summed_losses, backend="aot_eager", fullgraph=True, dynamic=False)
+    gradients = []
+    for function in (summed_losses, compiled):
+        fast.zero_grad()
+        function(fast, a, b, torch.ones(16)).sum().backward()
+        gradients.append(fast.seeds[0].grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-10)
+
+
+def test_without_a_compiler_the_step_runs_as_it_is(monkeypatch, capsys):
+    def missing(*args):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: missing)
+    drawn = Problems.of(*sample_problems(40, 0))
+    fast = SideBySide(models("course"))
+    workload = AdditionWorkload(fast, drawn, drawn, chunk=16, epochs=1, most_examples=40, seed=0)
+    workload.compile_step(fast)
+    assert capsys.readouterr().out.count("\n") == 1
+    batches = workload.epoch(0)
+    assert [len(batch) for batch in batches] == [16, 16, 8]
+    assert workload.loss(fast, batches[2]).item() > 0 and workload.evaluate(fast)["score"] < 0
+
+
+def test_the_loss_of_seeds_is_their_mean_with_the_gradient_of_their_sum():
+    made, drawn = models("course"), Problems.of(*sample_problems(10, 0))
+    fast = SideBySide(made)
+    workload = AdditionWorkload(fast, drawn, drawn, chunk=16, epochs=1, most_examples=10, seed=0)
+    loss = workload.loss(fast, torch.arange(10))
+    loss.backward()
+    plain = [plain_loss(model, drawn.a.long(), drawn.b.long()) for model in made]
+    assert loss.item() == pytest.approx(sum(plain).item() / 2, abs=1e-8)
+    plain[1].backward()
+    embedding = fast.seeds[1].grad[: 13 * 8].view(13, 8)
+    torch.testing.assert_close(embedding, made[1].tok_embeddings.weight.grad, rtol=0, atol=1e-8)
+    assert workload.count(torch.arange(10)) == int(counted(problem_tokens(drawn.a.long(), drawn.b.long())).sum())

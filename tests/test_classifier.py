@@ -72,6 +72,20 @@ def test_the_last_column_is_the_courses_reading(tokenizer):
     assert (model(padded)[3] - model(padded[3:, :4])[0]).abs().max() > 1e-3, "it depends on the batch, as theirs does"
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_last_layer_at_one_place_is_the_whole_layer_there(tokenizer, causal, dtype):
+    model, ids = llama(causal=causal), pad(rows(tokenizer), 3)
+    places, mask = real_lengths(ids, 3) - 1, ids != 3
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for padding_mask in (None, mask):
+            whole = model.hidden_states(ids, padding_mask=padding_mask)[torch.arange(4), places]
+            picked = model.hidden_states_at(ids, places, padding_mask)
+            assert picked.shape == (4, CONFIG.dim)
+            assert torch.allclose(picked, whole, atol=1e-5 if dtype == torch.float32 else 0.1)
+
+
 def test_lengths_end_at_the_last_real_token():
     ids = torch.tensor([[1, 5, 3, 7, 3, 3], [1, 3, 3, 3, 3, 3], [3, 3, 3, 3, 3, 3], [1, 2, 4, 5, 6, 7]])
     assert real_lengths(ids, 3).tolist() == [4, 1, 1, 6]

@@ -12,7 +12,7 @@ from tests.tiny import ROOT
 
 FLOORS = {
     0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log"
-    " positions word_tokenizer",
+    " positions word_tokenizer norms",
     1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
     " masks gradient_checkpointing fasttext_vectors",
     2: "base_llama llama decoding",
@@ -20,7 +20,8 @@ FLOORS = {
     " attention_maps",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report vectors evaluate_stories ail861 ail861_report"
-    " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation",
+    " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation"
+    " addition_report",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -160,3 +160,15 @@ def test_a_config_from_before_these_fields_is_the_courses(tmp_path):
         assert content["config"].pop(name) in ("swiglu", "pre")
     torch.save(content, tmp_path / "old.pt")
     assert torch.equal(from_checkpoint(read_checkpoint(tmp_path / "old.pt"))(tokens_of(9))[0], model(tokens_of(9))[0])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("positions", "norms"), list(itertools.product(POSITIONS, NORMED)))
+def test_one_position_a_row_is_what_it_is_among_all(positions, norms, padded):
+    model, tokens, places = model_of(positions, norms=norms), tokens_of(10, batch=3), torch.tensor([2, 9, 5])
+    mask = None
+    if padded:
+        mask = torch.arange(10) <= places[:, None]
+    with torch.no_grad():
+        every, some = model.hidden_states(tokens, padding_mask=mask), model.hidden_states_at(tokens, places, mask)
+    assert difference(some, every[torch.arange(3), places]) < 4e-6

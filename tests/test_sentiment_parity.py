@@ -13,12 +13,12 @@ from torch import nn
 
 import run_llama
 import run_log
-from bench.stablelm import NAMES, stablelm
 from checkpoint import save_checkpoint
 from classifier import LlamaEmbeddingClassifier
 from llama import Llama
 from lora import apply_lora, lora_layers
 from sentiment_data import SentenceBatches, read_examples, tokenise
+from tests.oracles import RENAMED, transformers_model
 from tests.tiny import CONFIG, ROOT, TOKENIZER
 from tokenizer import load_tokenizer
 
@@ -73,7 +73,7 @@ def test_the_first_losses_are_those_of_an_independent_loop(tmp_path, monkeypatch
     with torch.no_grad():
         for parameter in base.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    backbone = stablelm(base)
+    backbone = transformers_model(base).model.train()
     ours = our_losses(tmp_path, base, option)
 
     torch.manual_seed(SEED)  # head and factors as a run with this seed draws them
@@ -94,10 +94,10 @@ def with_peft(backbone: nn.Module, drawn: Llama) -> nn.Module:
     peft = pytest.importorskip("peft")
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     model = peft.get_peft_model(backbone, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0))
-    places = {id(layer.attention): f"layers.{n}.self_attn" for n, layer in enumerate(drawn.layers)}
+    places = {id(layer.attention): f"layers.{n}" for n, layer in enumerate(drawn.layers)}
     with torch.no_grad():
         for parent, name, layer in lora_layers(drawn):
-            theirs = model.get_submodule(f"base_model.model.{places[id(parent)]}.{NAMES[name]}")
+            theirs = model.get_submodule(f"base_model.model.{places[id(parent)]}.{RENAMED[f'attention.{name}']}")
             theirs.lora_A["default"].weight.copy_(layer.lora_A)
             assert theirs.lora_B["default"].weight.abs().max() == 0.0
     return model

@@ -125,6 +125,28 @@ def test_the_best_score_is_kept_and_patience_ends_the_run(tmp_path):
     assert progress.best_score == 3.0 and progress.stale == 2 and progress.epoch == 4
 
 
+def test_a_workload_that_is_done_ends_the_run_and_the_end_is_always_measured(tmp_path):
+    workload = Regression()
+    trainer = trainer_of(tmp_path / "done", workload, epochs=5)
+    workload.evaluate = lambda model: {"score": 0.0, "done": trainer.progress.epoch == 1}
+    assert trainer.fit().step == 12 and trainer.progress.done
+    whole = trainer_of(tmp_path / "whole", epochs=3, evaluate_every=4)  # 18 steps
+    whole.fit()
+    measured = [record["step"] for record in run_log.read(tmp_path / "whole" / "log.jsonl") if "score" in record]
+    assert measured == [4, 8, 12, 16, 18]
+
+
+def test_a_sparse_log_changes_nothing_else(tmp_path):
+    dense = trainer_of(tmp_path / "dense")
+    dense.fit()
+    sparse = trainer_of(tmp_path / "sparse")
+    sparse.log_every = 5
+    sparse.fit()
+    assert weights(dense) == weights(sparse)
+    steps = [record["step"] for record in run_log.read(tmp_path / "sparse" / "log.jsonl") if "loss" in record]
+    assert steps == [5, 10, 15]
+
+
 def test_another_run_is_not_resumed(tmp_path):
     trainer_of(tmp_path, identity={"data": "abc"}).fit()
     with pytest.raises(CheckpointError, match="begun with data abc, not xyz"):

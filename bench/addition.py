@@ -1,0 +1,118 @@
+"""Training examples a second: the course's loop against the fast layout, in one run, on the CPU.
+
+    python -m bench.addition --threads 2
+
+The course's loop is its DataLoader over `CharDataset.__getitem__`, the plain model and AdamW one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from addition_fast import SideBySide
+from addition_flags import build_parser
+from addition_lib import create_datasets
+from addition_problems import problem_text, sample_problems
+from addition_setup import build_trainer, chunk_of
+from addition_testing import CALL, exhaustive
+from addition_training import AdditionWorkload, Problems, train_one_epoch
+from config import LlamaConfig
+from llama import Llama
+from optimizer import AdamW
+
+SHAPES = {"8/3/2/2": (8, 3, 2, 2), "16/6/4/4": (16, 6, 4, 4)}  # dim / layers / heads / KV heads, as the course's
+TINY = {"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 4, "rope_theta": 100.0}  # 760 parameters
+BATCH = 1024
+CPU = torch.device("cpu")
+
+
+def config_of(shape: tuple[int, int, int, int]) -> LlamaConfig:
+    """The course's configuration of this shape."""
+    dim, layers, heads, kv_heads = shape
+    return LlamaConfig(vocab_size=13, dim=dim, n_layers=layers, n_heads=heads, n_kv_heads=kv_heads, max_seq_len=20)
+
+
+def course_rate(config: LlamaConfig, seconds: float) -> float:
+    """Examples a second of the course's loop: workers, shuffling, plain model, AdamW tensor by tensor."""
+    model = Llama(config)
+    optimizer = AdamW(model.parameters(), lr=1e-3, foreach=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.txt"
+        path.write_bytes(problem_text(*sample_problems(400_000, 0)))
+        loader = iter(DataLoader(create_datasets(path), batch_size=BATCH, shuffle=True, num_workers=4))
+        return timed(lambda: train_one_epoch(model, _taken(loader, 4), optimizer, CPU), 4 * BATCH, seconds)
+
+
+def _taken(loader: Iterator, count: int) -> list:
+    return [next(loader) for _ in range(count)]
+
+
+def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = BATCH) -> float:
+    """Examples a second (of all seeds together) of the trainer's own steps in the fast layout, once compiled."""
+    folder = tempfile.mkdtemp()
+    flags = ["train", "--seeds", str(seeds), "--batch_size", str(batch), "--epochs", "1", "--save_dir", folder]
+    args = build_parser().parse_args(flags)
+    model = SideBySide([Llama(config) for _ in range(seeds)])
+    problems = Problems.of(*sample_problems(200_000, 0))
+    workload = AdditionWorkload(model, problems, problems, chunk_of(args), 1, len(problems), seed=0)
+    workload.compile_step(model)
+    trainer = build_trainer(model, workload, args, CPU, {})
+    batches = workload.epoch(0)[: batch // workload.chunk]
+    return timed(lambda: trainer._step(batches), batch * seeds, seconds)
+
+
+def exhaustive_rate(problems: int = 400 * CALL) -> float:
+    """Problems a second of the exhaustive test of a model of 760 parameters that makes no mistake.
+
+    The time of one call is taken off, and with it the compiler's.
+    """
+    model = Llama(LlamaConfig(vocab_size=13, max_seq_len=20, **TINY))
+    times = []
+    for part in (range(CALL), range(CALL), range(problems + CALL)):
+        started = time.perf_counter()
+        exhaustive(model, part=part, near=-torch.inf)  # an untrained model: count none of its answers as doubtful
+        times.append(time.perf_counter() - started)
+    return problems / (times[2] - times[1])
+
+
+def timed(work: Callable[[], object], examples: int, seconds: float) -> float:
+    """Examples a second of the best third of the calls made in this time, after one call more."""
+    work()
+    rates, ends = [], time.perf_counter() + seconds
+    while time.perf_counter() < ends or len(rates) < 3:
+        started = time.perf_counter()
+        work()
+        rates.append(examples / (time.perf_counter() - started))
+    best = sorted(rates, reverse=True)[: max(1, len(rates) // 3)]
+    return sum(best) / len(best)
+
+
+def main() -> None:
+    """Prints one line a measurement and the whole as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--seconds", type=float, default=20, help="length of each measurement")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    found = {}
+    for name, shape in SHAPES.items():
+        course, fast = course_rate(config_of(shape), args.seconds), fast_rate(config_of(shape), args.seconds)
+        found[name] = {"course": round(course), "fast": round(fast), "ratio": round(fast / course, 2)}
+        print(f"{name}: the course's loop {course:,.0f} examples/s, fast {fast:,.0f}: {fast / course:.1f} times")
+    tiny = LlamaConfig(vocab_size=13, max_seq_len=20, **TINY)
+    found["760 parameters, 6 seeds"] = round(fast_rate(tiny, args.seconds, seeds=6, batch=128))
+    found["exhaustive, 760 parameters"] = round(exhaustive_rate())
+    print(json.dumps(found | {"threads": args.threads, "torch": torch.__version__}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The whole table of sentiment results: data sets × methods × seeds, by the commands a user would type.
+
+Two runs at a time, one thread each. What is done already is not done again: break it off and start it anew at will.
+Figures go to docs/sentiment_results.json, the table to the screen.
+
+    python -m bench.sentiment_table --data data/sst data/cfimdb --model models/stories.pt --seeds 1337 1338 1339
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.tfidf import measure as measure_tfidf
+from files import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH_SIZES = {"sst": 80, "cfimdb": 10}  # the course's
+OUTPUT = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}
+ZERO_SHOT = {  # row: flags
+    "zero-shot, the course's reading": ["--pooling", "last_column"],
+    "zero-shot, last token": [],
+    "zero-shot, last token, calibrated": ["--calibrate"],
+    "zero-shot, pieces in turn": ["--label_scoring", "sequence"],
+    "zero-shot, pieces in turn, calibrated": ["--label_scoring", "sequence", "--calibrate"],
+}
+REFERENCES = {  # the course's README, Fall 2025 and Spring 2026: mean (deviation) over 10 seeds with stories42M
+    "sst": {"prompt": "0.197 / 0.176", "finetune": "0.411 (0.025) / 0.399 (0.023)",
+            "lora": "0.275 (0.024) / 0.269 (0.020)"},
+    "cfimdb": {"prompt": "0.514", "finetune": "0.833 (0.060)", "lora": "0.510 (0.051)"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command and where its figures belong."""
+
+    data: str
+    row: str
+    option: str
+    seed: int
+    flags: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return f"{Path(self.data).name} | {self.row} | {self.seed}"
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """Every command of the table, the quickest first."""
+    jobs = []
+    for data in args.data:
+        size = str(BATCH_SIZES.get(Path(data).name, 8))
+        for row, flags in ZERO_SHOT.items():
+            jobs.append(Job(data, row, "prompt", args.seeds[0], ("--batch_size", size, *flags)))
+        for option, rates in (("finetune", args.finetune_rates), ("lora", args.lora_rates)):
+            for rate in rates:
+                flags = ("--batch_size", size, "--lr", rate, "--epochs", str(args.epochs), "--dtype", args.dtype)
+                jobs += [Job(data, f"{option}, rate {rate}", option, seed, flags) for seed in args.seeds]
+    return sorted(jobs, key=lambda job: job.option != "prompt")
+
+
+def run(job: Job, args: argparse.Namespace) -> dict[str, float]:
+    """Runs the command in a folder of its own and returns its figures; what it prints goes to a log there."""
+    folder = args.save_dir / job.key.replace(" | ", "-").replace(" ", "_").replace(",", "").replace("'", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, method = Path(job.data).name, OUTPUT[job.option]
+    command = [sys.executable, "run_llama.py", "--option", job.option, "--pretrained-model-path", args.model]
+    command += [word for split in ("train", "dev", "test") for word in (f"--{split}", f"{job.data}-{split}.txt")]
+    command += ["--label-names", f"{job.data}-label-mapping.json", "--seed", str(job.seed), *job.flags]
+    for split in ("dev", "test"):
+        command += [f"--{split}_out", str(folder / f"{stem}-{split}-{method}-output.txt")]
+    command += ["--save_dir", str(folder), "--threads", "1", *(["--resume"] if job.option != "prompt" else [])]
+    started = time.perf_counter()
+    with open(folder / "output.txt", "a", encoding="utf-8") as output:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, check=True, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    found = json.loads(next(folder.glob("*/result.json")).read_text(encoding="utf-8"))
+    for state in folder.glob("*/last.pt"):  # three times the model's size, and done with
+        state.unlink()
+    return found | {"seconds": round(time.perf_counter() - started)}
+
+
+def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Runs what the results lack, `args.processes` at a time, and writes the results after each."""
+    lock, results = threading.Lock(), _read(args)
+
+    def work(job: Job) -> None:
+        found = run(job, args)
+        with lock:
+            results[job.key] = found
+            args.results.parent.mkdir(exist_ok=True)
+            made = _made(args) | {"runs": dict(sorted(results.items()))}
+            write_text(args.results, json.dumps(made, indent=2) + "\n")
+            print(f"{len(results)} of {len(jobs)}: {job.key}: {found}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(args.processes) as pool:
+        for future in [pool.submit(work, job) for job in jobs if job.key not in results]:
+            future.result()
+    return results
+
+
+def _made(args: argparse.Namespace) -> dict[str, object]:
+    """What all results in a file share."""
+    return {"model": Path(args.model).name, "epochs": args.epochs, "dtype": args.dtype}
+
+
+def _read(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The results there are; SystemExit if they were made otherwise."""
+    if not args.results.exists():
+        return {}
+    found = json.loads(args.results.read_text(encoding="utf-8"))
+    if any(found.get(name) != value for name, value in _made(args).items()):
+        raise SystemExit(f"{args.results} holds results of another model or recipe: name another file by --results")
+    return found["runs"]
+
+
+def table(data: str, jobs: Sequence[Job], results: dict[str, dict[str, float]]) -> list[str]:
+    """The Markdown lines of one data set."""
+    name = Path(data).name
+    lines = [f"**{name}**", "", "| | seeds | dev acc | dev macro-F1 | test acc | test macro-F1 |", "|---|" + "---|" * 5]
+    for row in dict.fromkeys(job.row for job in jobs if job.data == data):
+        found = [results[job.key] for job in jobs if (job.data, job.row) == (data, row) and job.key in results]
+        cells = [_mean(found, figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
+        lines.append(f"| {row} | {len(found)} | {' | '.join(cells)} |")
+    baseline = measure_tfidf(data)
+    cells = [_mean([baseline], figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
+    lines.append(f"| TF-IDF and logistic regression | 1 | {' | '.join(cells)} |")
+    for option, figures in REFERENCES.get(name, {}).items():
+        lines.append(f"| the course's reference, {option} (dev / test) | 10 | {figures} | | | |")
+    return [*lines, ""]
+
+
+def _mean(found: Sequence[dict], figure: str) -> str:
+    values = [run[figure] for run in found if run.get(figure) is not None]
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def parse_args() -> argparse.Namespace:
+    """The flags; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["data/sst", "data/cfimdb"], metavar="STEM")
+    parser.add_argument("--model", default="models/stories.pt", metavar="FILE")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1337, 1338, 1339])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--finetune-rates", nargs="+", default=["2e-5", "3e-4"], metavar="LR")
+    parser.add_argument("--lora-rates", nargs="+", default=["2e-5", "2e-3"], metavar="LR")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--save-dir", type=Path, default=Path("runs/table"), metavar="DIR")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "sentiment_results.json", metavar="FILE")
+    args = parser.parse_args()
+    args.model, args.save_dir = str(Path(args.model).resolve()), args.save_dir.resolve()
+    args.data = [str(Path(stem).resolve()) for stem in args.data]
+    return args
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    args = parse_args()
+    jobs = jobs_of(args)
+    results = run_all(jobs, args)
+    for data in args.data:
+        print("\n".join(table(data, jobs, results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The table and the figure of all adders, from the files that testing leaves."""
+
+from __future__ import annotations
+
+import json
+
+import addition_report
+
+
+def test_the_table_lists_every_tested_model_smallest_first(tmp_path, capsys):
+    for name, parameters, accuracy, ends in (("large", 3288, 1.0, [1.0, 1.0]), ("small", 760, 0.5, [0.5, 0.1, 1.0])):
+        (tmp_path / name).mkdir()
+        summary = {"num_params": parameters, "accuracy": accuracy, "train_config": {"examples": 20_000_000}}
+        summary["train_config"]["result"] = {"seed_accuracies_at_the_end": ends, "minutes": 8.5}
+        summary["model_config"] = {"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}
+        (tmp_path / name / "experiment_summary.json").write_text(json.dumps(summary))
+    (tmp_path / "untested").mkdir()
+    assert addition_report.main(["--models", str(tmp_path), "--out", str(tmp_path / "figure.png")]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[2] == "| small | 760 | 8/2/2/1 | 20,000,000 | 8.5 | 1 of 3 | 0.5 | None |"
+    assert lines[3].startswith("| large | 3,288 |") and "2 of 2" in lines[3]
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_report_is_one_line(tmp_path, capsys):
+    assert addition_report.main(["--models", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
