@@ -44,7 +44,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(300, 16, 2, 1, 4, 24, 5, stories=4, vector_epochs=1, bench_layers=2, rounds=1),
-    "small": Size(6000, 256, 8, 3, 32, 4000, 500),
+    "small": Size(6000, 256, 6, 2, 32, 4000, 500),
     "large": Size(10000, 512, 12, 6, 64, 20000, 500),
 }
 LAYERS, HEADS, CONTEXT, MICRO_ROWS, RATE = 3, 8, 64, 16, 3e-4
