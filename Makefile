@@ -1,7 +1,7 @@
 # make generate and make test set up what they need; the other targets use what is there.
 PYTHON := .venv/bin/python
 
-.PHONY: generate submission results test lint bench clean
+.PHONY: generate submission results ail861 test lint bench clean
 
 generate: .venv/ready
 	$(PYTHON) run_llama.py --option generate
@@ -21,6 +21,10 @@ lint: .venv/ready-dev
 
 bench: .venv/ready-dev
 	$(PYTHON) -m bench.generation
+
+ail861: .venv/ready
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-ail861.txt
+	$(PYTHON) ail861.py --corpus "$(CORPUS)" --valid "$(VALID)" $(AIL861_FLAGS)
 
 .venv/ready: requirements.txt
 	bash setup.sh

@@ -177,10 +177,12 @@ def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}attention.compute_query.weight"] = (query_dim, dim)
         shapes[f"{layer}attention.compute_output.weight"] = (dim, query_dim)
         shapes |= {f"{layer}attention.compute_{name}.weight": (kv_dim, dim) for name in ("key", "value")}
-        shapes |= {f"{layer}feed_forward.{name}.weight": (ffn, dim) for name in ("w1", "w3")}
+        inner = ("w1", "w3") if config.ffn_type == "swiglu" else ("w1",)
+        shapes |= {f"{layer}feed_forward.{name}.weight": (ffn, dim) for name in inner}
         shapes[f"{layer}feed_forward.w2.weight"] = (dim, ffn)
         shapes |= {f"{layer}{norm}.{part}": (dim,) for norm in ("attention_norm", "ffn_norm") for part in norm_parts}
-    shapes |= {f"norm.{part}": (dim,) for part in norm_parts}
+    if config.norm_position == "pre":  # else the last layer ends with a norm of its own
+        shapes |= {f"norm.{part}": (dim,) for part in norm_parts}
     if not config.tie_embeddings:
         shapes["output.weight"] = (config.vocab_size, dim)
     return shapes

@@ -17,8 +17,9 @@ OPTIONS = {
     "prompt": "classify sentences zero-shot, by asking the model",
     "finetune": "train the model and a head to classify sentences",
     "lora": "the same, training low-rank factors and the head alone",
-    "tokenizer": "train a SentencePiece tokenizer on a corpus",
+    "tokenizer": "train a SentencePiece tokenizer on a corpus, or count its words",
     "pretrain": "train a model from scratch on a corpus",
+    "vectors": "train FastText vectors of a vocabulary's words on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
     "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
     "submission": "run what is missing of the course's commands, then make and check the zip",
@@ -73,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(parser.add_argument_group("generate"))
     _add_sentiment(parser.add_argument_group("prompt, finetune, lora"))
     _add_submission(parser.add_argument_group("submission"))
-    _add_corpus(parser.add_argument_group("tokenizer, pretrain, evaluate"))
+    _add_corpus(parser.add_argument_group("tokenizer, vectors, pretrain, evaluate"))
+    _add_evaluate(parser.add_argument_group("evaluate"))
     _add_model(parser.add_argument_group("pretrain: the model"))
     _add_training(parser.add_argument_group("pretrain, finetune, lora: the training", TRAINING_NOTE))
     return parser
@@ -102,7 +104,8 @@ def _add_common(group) -> None:
     add = group.add_argument
     add("--pretrained-model-path", default=DEFAULT_MODEL, metavar="FILE",
         help="checkpoint: the course's .pt, llama2.c's .pt or .bin, or this project's")  # fmt: skip
-    add("--tokenizer", metavar="FILE", help="SentencePiece .model or llama2.c's tokenizer.bin, in place of the model's")
+    add("--tokenizer", metavar="FILE",
+        help="SentencePiece .model, llama2.c's tokenizer.bin or words .json, in place of the model's")  # fmt: skip
     add("--norm", choices=("layernorm", "rmsnorm"), help="norm of a checkpoint that does not say which it has")
     add("--max_sentence_len", type=positive, metavar="N", help="cut texts after N pieces")
     add("--seed", type=int, default=1337, help="seed of every random draw")
@@ -164,9 +167,21 @@ def _add_corpus(group) -> None:
     add = group.add_argument
     add("--corpus", nargs="+", metavar="FILE",
         help='text with lines <|endoftext|> between documents, or .jsonl with a field "text"')  # fmt: skip
-    add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces of a new tokenizer")
+    add("--valid", metavar="FILE", help="pretrain: text measured as training goes on; it chooses nothing")
+    add("--embeddings", metavar="FILE",
+        help="FastText vectors, .vec or .bin: vectors writes them, pretrain starts from them")  # fmt: skip
+    add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces (or words) of a new tokenizer")
+    add("--keep_case", action="store_true", help="tokenizer: do not lower the words of a .json")
     add("--save_dir", metavar="DIR",
         help="folder of a training run: checkpoints, log, curves (sentiment: in runs/)")  # fmt: skip
+
+
+def _add_evaluate(group) -> None:
+    add = group.add_argument
+    add("--stories", type=count, default=0, metavar="N",
+        help="also continue N documents from their first 5 tokens: BLEU, speed, attention maps")  # fmt: skip
+    add("--stride", type=positive, metavar="N",
+        help="of a document longer than the model's positions, score N new tokens a row")  # fmt: skip
 
 
 def _add_model(group) -> None:
@@ -178,6 +193,13 @@ def _add_model(group) -> None:
     add("--max_seq_len", type=positive, default=1024, help="positions")
     add("--dropout", type=number(float, 0.0, 0.99), default=0.1, help="dropout on embeddings and on every branch")
     add("--rope_theta", type=number(float, 0.0, above=True), default=10000.0, help="base of the rotation's angles")
+    add("--position_embedding_type", choices=("rotary", "sinusoidal", "alibi", "none"), default="rotary",
+        help="how a token knows its place")  # fmt: skip
+    add("--ffn_type", choices=("swiglu", "relu", "gelu"), default="swiglu", help="feed-forward: gated, or plain")
+    add("--hidden_dim", type=positive, metavar="N", help="width of the feed-forward; 4·dim, with a gate 2/3 of it")
+    add("--norm_position", choices=("pre", "post"), default="pre", help="normalise before a block, or behind it")
+    add("--untied_output", action="store_true", help="an output matrix of its own, not the embedding's")
+    add("--freeze_embeddings", action="store_true", help="do not train the embeddings")
 
 
 def _add_training(group) -> None:
@@ -193,6 +215,8 @@ def _add_training(group) -> None:
         help="clip the norm of each group's gradients, taken together, to G")  # fmt: skip
     add("--batch_tokens", type=positive, default=8192, metavar="N", help="tokens a batch, padding counted")
     add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
+    add("--gradient_checkpointing", type=count, nargs="?", const=1, default=0, metavar="LAYERS",
+        help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
         help="share of the documents that chooses the best checkpoint")  # fmt: skip
@@ -207,6 +231,7 @@ def _add_training(group) -> None:
 REQUIRED = {
     "tokenizer": ("corpus", "tokenizer"),
     "pretrain": ("corpus", "tokenizer", "save_dir"),
+    "vectors": ("corpus", "tokenizer", "embeddings"),
     "evaluate": ("corpus",),
     "submission": ("andrewid",),
 }

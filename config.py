@@ -10,7 +10,9 @@ import json
 from dataclasses import dataclass
 
 NORM_TYPES = ("layernorm", "rmsnorm")
-POSITION_EMBEDDING_TYPES = ("rotary",)
+NORM_POSITIONS = ("pre", "post")
+POSITION_EMBEDDING_TYPES = ("rotary", "sinusoidal", "alibi", "none")
+FFN_TYPES = ("swiglu", "relu", "gelu")
 
 
 @dataclass
@@ -18,8 +20,9 @@ class LlamaConfig:
     """Everything that decides the shape and the arithmetic of a `Llama`.
 
     The defaults are the course's. `n_kv_heads=None` means one key/value head per query head;
-    `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`; `head_size=None` means
-    dim / n_heads features a head.
+    `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`, and 4·dim alone for a
+    feed-forward without a gate; `head_size=None` means dim / n_heads features a head. `norm_position` says whether a
+    block is normalised before it (Llama) or its sum with the residual after it (Vaswani et al. 2017, section 3.1).
 
     Raises ValueError, naming the field, for a value no model can be built with.
     """
@@ -41,6 +44,8 @@ class LlamaConfig:
     causal: bool = True
     tie_embeddings: bool = True
     head_size: int | None = None
+    ffn_type: str = "swiglu"
+    norm_position: str = "pre"
 
     def __post_init__(self) -> None:
         if self.n_kv_heads is None:
@@ -53,6 +58,8 @@ class LlamaConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         _check_choice("norm_type", self.norm_type, NORM_TYPES)
+        _check_choice("norm_position", self.norm_position, NORM_POSITIONS)
+        _check_choice("ffn_type", self.ffn_type, FFN_TYPES)
         _check_choice("position_embedding_type", self.position_embedding_type, POSITION_EMBEDDING_TYPES)
 
     def _check_sizes(self) -> None:
@@ -68,7 +75,7 @@ class LlamaConfig:
             raise ValueError(f"dim {self.dim} cannot be split into {self.n_heads} heads")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.position_embedding_type == "rotary":
             origin = "dim / n_heads" if self.head_size is None else "head_size"
             raise ValueError(f"rotary positions turn pairs: head size {self.head_dim} ({origin}) is odd")
 
@@ -82,6 +89,8 @@ class LlamaConfig:
         """Width of the feed-forward's inner layer (Shazeer 2020: 2/3 of 4·dim keeps the parameters equal)."""
         if self.hidden_dim is not None:
             return self.hidden_dim
+        if self.ffn_type != "swiglu":
+            return 4 * self.dim
         two_thirds = int(2 * (4 * self.dim) / 3)
         return self.multiple_of * ((two_thirds + self.multiple_of - 1) // self.multiple_of)
 

@@ -1,4 +1,6 @@
-"""The decoding loop, over any model that maps (tokens, cache, padding_mask) to (logits, hidden states).
+"""The decoding loops, over any model that maps (tokens, cache, padding_mask) to (logits, hidden states).
+
+`stream` chooses a token at a time for each row, `beam` searches for the likeliest continuation of one prompt.
 
     python run_llama.py --option generate
 """
@@ -6,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -69,6 +72,98 @@ def generate(
     """Continues idx (batch, seqlen) by `max_new_tokens`, as the course's loop does: (batch, seqlen + new)."""
     new = list(stream(model, idx.tolist(), max_new_tokens, sampler, generator, use_cache=use_cache))
     return torch.cat([idx, torch.stack(new, dim=1)], dim=1) if new else idx
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A continuation: its tokens (with EOS, if it ended), log-probability in nats, and log_prob / length^penalty."""
+
+    tokens: list[int]
+    log_prob: float
+    score: float
+
+
+@dataclass
+class _Beam:
+    """The hypotheses of a search, likeliest first, in tensors of one row each."""
+
+    tokens: Tensor  # (rows, prompt + room)
+    log_probs: Tensor  # (rows,) float64
+    lengths: Tensor  # (rows,) new tokens
+    ended: Tensor  # (rows,) boolean
+
+
+@torch.inference_mode()
+def beam(
+    model,
+    prompt: Sequence[int],
+    width: int,
+    max_new_tokens: int,
+    eos_id: int | None = None,
+    length_penalty: float = 1.0,
+    n_best: int = 1,
+    use_cache: bool = True,
+    slide: int = 1,
+) -> list[Hypothesis]:
+    """Beam search (Sutskever et al. 2014, section 3.2): the `n_best` of the `width` hypotheses kept, best first.
+
+    A hypothesis is judged by log_prob / length^length_penalty (0: its probability; 1: that of its mean token). One
+    that has produced `eos_id` stays in the beam as it is; the search ends when all have, or after `max_new_tokens`.
+    Width 1 is greedy. The window slides as in `stream`, and `use_cache=False` is the oracle of the cached search.
+    Raises ValueError for an empty prompt or a number out of range.
+    """
+    if not 1 <= n_best <= width or not length_penalty >= 0.0:
+        raise ValueError(f"no beam of width {width} with {n_best} best and length penalty {length_penalty}")
+    rows, _, end = _left_padded([prompt], max_new_tokens, model.device)
+    zeros = torch.zeros(1, dtype=torch.long, device=model.device)
+    found = _Beam(rows, zeros.double(), zeros, zeros.bool())
+    limit = model.config.max_seq_len
+    cache, seen = model.new_cache(1, min(limit, rows.shape[1])) if use_cache else None, -1
+    for column in range(end, end + max_new_tokens):
+        left = window_start(column, limit, slide)
+        fed = slice(column - 1 if cache is not None and left == seen else left, column)
+        if cache is not None and left != seen:
+            cache = model.new_cache(len(found.tokens), min(limit, rows.shape[1]))
+        logits, _ = model(found.tokens[:, fed], **({} if cache is None else {"cache": cache}))
+        found, origins = _extended(found, logits[:, -1], column, width, eos_id, length_penalty)
+        seen = left
+        if cache is not None:
+            cache.reorder(origins)
+        if bool(found.ended.all()):
+            break
+    scores = _scores(found.log_probs, found.lengths, length_penalty).tolist()
+    lengths, log_probs = found.lengths.tolist(), found.log_probs.tolist()
+    new = [tokens[end : end + length] for tokens, length in zip(found.tokens.tolist(), lengths, strict=True)]
+    return [Hypothesis(*parts) for parts in zip(new, log_probs, scores, strict=True)][:n_best]
+
+
+def _scores(log_probs: Tensor, lengths: Tensor, length_penalty: float) -> Tensor:
+    """log_prob / length^penalty (Wu et al. 2016, eq. 14, with the plain length, as in transformers)."""
+    return log_probs / lengths.clamp(min=1).double() ** length_penalty
+
+
+def _extended(
+    found: _Beam, logits: Tensor, column: int, width: int, eos_id: int | None, length_penalty: float
+) -> tuple[_Beam, Tensor]:
+    """The best `width` of all continuations by one token at `column`, and the rows they come from (new rows,).
+
+    An ended hypothesis has one continuation: itself, with another EOS that counts nothing.
+    """
+    steps = logits.double().log_softmax(dim=-1)  # (rows, vocab)
+    lengths = found.lengths + ~found.ended
+    if eos_id is not None:
+        steps = steps.masked_fill(found.ended[:, None], -torch.inf)
+        steps[:, eos_id] = steps[:, eos_id].masked_fill(found.ended, 0.0)
+    totals = found.log_probs[:, None] + steps
+    scores = _scores(totals, lengths[:, None], length_penalty).flatten()
+    chosen = scores.topk(min(width, int(scores.isfinite().sum()))).indices
+    origins, tokens = chosen // logits.shape[1], chosen % logits.shape[1]
+    rows = found.tokens[origins]
+    rows[:, column] = tokens
+    ended = found.ended[origins]
+    if eos_id is not None:
+        ended = ended | (tokens == eos_id)
+    return _Beam(rows, totals.flatten()[chosen], lengths[origins], ended), origins
 
 
 def window_start(length: int, limit: int, slide: int) -> int:

@@ -41,6 +41,17 @@ class KVCache:
         """Counts `new` tokens as seen, after every layer has written them."""
         self.length += new
 
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, rows (new batch,): a beam search keeps some rows and splits others."""
+        if len(rows) == self.keys.shape[1] and rows.tolist() == list(range(len(rows))):
+            return
+        filled = (slice(None), slice(None), slice(None), slice(self.length))
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(old.shape[0], len(rows), *old.shape[2:])
+            new[filled] = old[filled][:, rows]
+            setattr(self, name, new)
+
     def clear(self) -> None:
         """Forgets all tokens; the memory stays."""
         self.length = 0

@@ -1,7 +1,8 @@
 """The one Llama: embeddings, layers of attention and feed-forward around a residual stream, a tied output.
 
-Read in this order: `LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
-Sources: Touvron et al. 2023 (Llama), Ainslie et al. 2023 (grouped-query attention), Shazeer 2020 (SwiGLU).
+Read in this order: `norms.LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
+Sources: Touvron et al. 2023 (Llama), Ainslie et al. 2023 (grouped-query attention), Shazeer 2020 (SwiGLU). Fields of
+the config turn it into other decoders: Vaswani et al. 2017 (sinusoids, ReLU, norm behind), Press et al. 2022 (ALiBi).
 
     python sanity_check.py
 """
@@ -18,51 +19,18 @@ import decoding
 from base_llama import LlamaPreTrainedModel
 from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
+from gradient_checkpointing import run_recomputed
 from kv_cache import KVCache
+from masks import attention_mask, counted, mask_at
+from norms import LayerNorm, RMSNorm
+from positions import alibi_slopes, sinusoids
 from rope import rotate, rotation_table
 from sampling import Sampler
 
 Rotation = tuple[Tensor, Tensor]
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) over the last dimension, in float32 at least, with gain and bias."""
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def _norm(self, x: Tensor) -> Tensor:
-        """(x − mean) / √(variance + eps), variance biased, spelled out: the oracle of `forward`."""
-        mean = x.mean(dim=-1, keepdim=True)
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return (x - mean) * torch.rsqrt(variance + self.eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises x (..., dim) by torch's fused kernel; returns x's dtype."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.layer_norm(x.to(wide), weight.shape, weight, bias, self.eps).type_as(x)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 at least, with gain alone."""
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x / √(mean(x²) + eps) · weight for x (..., dim); returns x's dtype."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * inverse_rms * self.weight).type_as(x)
-
-
+Positions = slice | Tensor
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -76,8 +44,8 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     bias = query.new_zeros(seqlen, keys)
     if causal:
         bias = bias.masked_fill(torch.ones_like(bias, dtype=torch.bool).triu(1), -torch.inf)
-    if mask is not None:
-        bias = bias.masked_fill(~mask, -torch.inf)  # (batch or 1, heads or 1, seqlen, keys)
+    if mask is not None:  # (batch or 1, heads or 1, seqlen, keys)
+        bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
         bias = bias.expand(batch, heads, seqlen, keys).reshape(batch * kv_heads, -1, keys)
     else:
         bias = bias.repeat(heads // kv_heads, 1)
@@ -91,12 +59,13 @@ def at(x: Tensor, places: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
+    """Grouped-query self-attention, with rotary positions where the config asks for them."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.max_seq_len, self.rope_theta, self.causal = config.max_seq_len, config.rope_theta, config.causal
+        self.rotary = config.position_embedding_type == "rotary"
         query_dim, kv_dim = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.compute_query = nn.Linear(config.dim, query_dim, bias=False)
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
@@ -110,14 +79,18 @@ class Attention(nn.Module):
         """softmax(query·keyᵀ / √head_dim + mask) · value, causal if the config says so (Vaswani et al. 2017, eq. 1).
 
         query is (batch, n_heads, seqlen, head_dim); key and value are (batch, n_kv_heads or n_heads, keys, head_dim),
-        each serving n_heads / n_kv_heads query heads in turn. `mask`, boolean and broadcastable to
-        (batch, n_heads, seqlen, keys), says what may be seen and then replaces the causal one.
+        each serving n_heads / n_kv_heads query heads in turn. `mask`, broadcastable to (batch, n_heads, seqlen, keys),
+        says what may be seen (boolean) or what is added to the scores, and then replaces the causal one.
         Returns (batch, n_heads, seqlen, head_dim).
         """
         batch, heads, seqlen, head_dim = query.shape
         kv_heads = key.shape[1]
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
         if seqlen == 1 and kv_heads < heads:  # one position: its grouped heads become rows, so no key is copied
             folded = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+            if mask is not None and mask.shape[1] > 1:
+                mask = mask.reshape(len(mask), kv_heads, heads // kv_heads, -1)
             attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
             return attended.reshape(batch, heads, 1, head_dim)
         causal = self.causal and mask is None and seqlen > 1
@@ -141,16 +114,18 @@ class Attention(nn.Module):
         With `places` (batch,), only that position of each row asks, and the result is (batch, 1, dim).
         """
         batch, seqlen, _ = x.shape
-        cos, sin = rotation if rotation is not None else self._rotation_from_start(seqlen, x.device)
         key = self.compute_key(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
         value = self.compute_value(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
-        key = rotate(key, cos, sin)
-        if places is not None:
-            cos, sin = (at(part.expand(batch, *part.shape[-3:]), places) for part in (cos, sin))
-            x = at(x, places)
-        query = rotate(self.compute_query(x).view(batch, -1, self.n_heads, self.head_dim), cos, sin)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
-        value = value.transpose(1, 2)  # (batch, seqlen, heads, head_dim) -> (batch, heads, seqlen, head_dim)
+        if self.rotary:
+            cos, sin = rotation if rotation is not None else self._rotation_from_start(seqlen, x.device)
+            key = rotate(key, cos, sin)
+            if places is not None:
+                cos, sin = (at(part.expand(batch, *part.shape[-3:]), places) for part in (cos, sin))
+        asking = x if places is None else at(x, places)
+        query = self.compute_query(asking).view(batch, -1, self.n_heads, self.head_dim)
+        query = rotate(query, cos, sin) if self.rotary else query
+        # (batch, seqlen, heads, head_dim) -> (batch, heads, seqlen, head_dim)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.update(layer_id, key, value)
         attended = self.compute_query_key_value_scores(query, key, value, mask)
@@ -163,13 +138,15 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The position-wise feed-forward network with a SwiGLU gate (Shazeer 2020, eq. 6)."""
+    """The position-wise feed-forward network with a SwiGLU gate (Shazeer 2020, eq. 6), or with ReLU or GELU alone."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.activation = ACTIVATIONS.get(config.ffn_type)  # None: the gate, which takes a third matrix
+        if self.activation is None:
+            self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def SwiGLU(self, x: Tensor) -> Tensor:  # noqa: N802 (the course's name)
@@ -178,15 +155,19 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        return self.dropout(self.w2(self.SwiGLU(x)))
+        inner = self.SwiGLU(x) if self.activation is None else self.activation(self.w1(x))
+        return self.dropout(self.w2(inner))
 
 
 class LlamaLayer(nn.Module):
-    """One block: attention, then feed-forward, each on the normalised residual stream and added to it."""
+    """One block: attention, then feed-forward, each on the normalised residual stream and added to it.
+
+    With `norm_position="post"` each reads the stream as it is, and the sum is normalised.
+    """
 
     def __init__(self, layer_id: int, config: LlamaConfig):
         super().__init__()
-        self.layer_id = layer_id
+        self.layer_id, self.norm_first = layer_id, config.norm_position == "pre"
         norm = NORMS[config.norm_type]
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
@@ -202,8 +183,12 @@ class LlamaLayer(nn.Module):
         places: Tensor | None = None,
     ) -> Tensor:
         """(batch, seqlen, dim) -> (batch, seqlen, dim), or (batch, 1, dim) where only `places` (batch,) ask."""
-        attended = self.attention(self.attention_norm(x), rotation, mask, cache, self.layer_id, places)
+        normed = self.attention_norm(x) if self.norm_first else x
+        attended = self.attention(normed, rotation, mask, cache, self.layer_id, places)
         x = (x if places is None else at(x, places)) + attended
+        if not self.norm_first:
+            x = self.attention_norm(x)
+            return self.ffn_norm(x + self.feed_forward(x))
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -215,13 +200,14 @@ class Llama(LlamaPreTrainedModel):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(LlamaLayer(layer_id, config) for layer_id in range(config.n_layers))
-        self.norm = NORMS[config.norm_type](config.dim, config.layer_norm_eps)
+        final_norm = NORMS[config.norm_type] if config.norm_position == "pre" else nn.Identity
+        self.norm = final_norm(config.dim, config.layer_norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
-        cos, sin = rotation_table(config.head_dim, config.max_seq_len, config.rope_theta)
-        self.register_buffer("rope_cos", cos, persistent=False)  # (max_seq_len, head_dim / 2)
-        self.register_buffer("rope_sin", sin, persistent=False)
+        self.recompute = 0  # a way of training: so many layers at a time run again in the backward pass; 0: none
+        for name, table in position_tables(config).items():
+            self.register_buffer(name, table, persistent=False)
         self.init_weights()
 
     def hidden_states(
@@ -233,10 +219,9 @@ class Llama(LlamaPreTrainedModel):
         tokens; positions then count real tokens alone, so a row is independent of the padding beside it.
         Raises ValueError beyond `max_seq_len`.
         """
-        past = cache.length if cache is not None else 0
-        rotation = self._rotation(past, tokens.shape[1], padding_mask)
-        mask = self._mask(past, tokens.shape[1], padding_mask)
-        x = self.dropout(self.tok_embeddings(tokens))
+        x, rotation, mask = self._begin(tokens, cache.length if cache is not None else 0, padding_mask)
+        if self.recompute and cache is None and torch.is_grad_enabled():
+            return self.norm(run_recomputed(self.layers, x, self.recompute, rotation, mask))
         for layer in self.layers:
             x = layer(x, rotation, mask, cache)
         if cache is not None:
@@ -248,16 +233,11 @@ class Llama(LlamaPreTrainedModel):
 
         The last layer computes no other position, which saves most of its work.
         """
-        rotation = self._rotation(0, tokens.shape[1], padding_mask)
-        mask = self._mask(0, tokens.shape[1], padding_mask)
-        x = self.dropout(self.tok_embeddings(tokens))
+        x, rotation, mask = self._begin(tokens, 0, padding_mask)
         for layer in self.layers[:-1]:
             x = layer(x, rotation, mask)
-        keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        visible = keys <= places[:, None] if self.config.causal else (keys >= 0).expand(tokens.shape)
-        visible = visible if padding_mask is None else visible & padding_mask
-        x = self.layers[-1](x, rotation, visible[:, None, None], places=places)  # mask (batch, 1, 1, seqlen)
-        return self.norm(x)[:, 0]
+        mask = mask_at(mask, places, tokens.shape[1], self.config.causal)
+        return self.norm(self.layers[-1](x, rotation, mask, places=places))[:, 0]
 
     def forward(
         self,
@@ -296,24 +276,42 @@ class Llama(LlamaPreTrainedModel):
         capacity = min(capacity or self.config.max_seq_len, self.config.max_seq_len)
         return KVCache(self.config, batch, capacity, self.device, self.dtype)
 
-    def _rotation(self, past: int, seqlen: int, padding_mask: Tensor | None) -> Rotation:
+    def _begin(
+        self, tokens: Tensor, past: int, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Rotation | None, Tensor | None]:
+        """What the first layer takes: embedded tokens (batch, seqlen, dim), rotation and mask."""
+        positions = self._positions(past, tokens.shape[1], padding_mask)
+        slopes = self.alibi_slopes if self.config.position_embedding_type == "alibi" else None
+        mask = attention_mask(past, tokens.shape[1], padding_mask, self.config.causal, slopes, tokens.device)
+        return self.dropout(self._embedded(tokens, positions)), self._rotation(positions), mask
+
+    def _positions(self, past: int, seqlen: int, padding_mask: Tensor | None) -> Positions:
+        """Which rows of a position table the tokens take: a slice, or numbers (batch, seqlen) counted by the mask."""
         if past + seqlen > self.config.max_seq_len:
             raise ValueError(f"{past + seqlen} tokens are more than the model's {self.config.max_seq_len} positions")
-        if padding_mask is None:  # (seqlen, 1, head_dim / 2), broadcast over batch and heads
-            return self.rope_cos[past : past + seqlen, None], self.rope_sin[past : past + seqlen, None]
-        positions = (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # (batch, seqlen)
-        return self.rope_cos[positions][:, :, None], self.rope_sin[positions][:, :, None]
+        return slice(past, past + seqlen) if padding_mask is None else counted(padding_mask)[:, past:]
 
-    def _mask(self, past: int, seqlen: int, padding_mask: Tensor | None) -> Tensor | None:
-        """What each query may see, (batch or 1, 1, seqlen, past + seqlen); None where plain attention says it all."""
-        if padding_mask is None and (past == 0 or seqlen == 1):
+    def _embedded(self, tokens: Tensor, positions: Positions) -> Tensor:
+        """Embeddings (batch, seqlen, dim); sinusoids are added to √dim · embedding (Vaswani et al. 2017, 3.4)."""
+        embedded = self.tok_embeddings(tokens)
+        if self.config.position_embedding_type != "sinusoidal":
+            return embedded
+        return math.sqrt(self.config.dim) * embedded + self.sinusoids[positions]
+
+    def _rotation(self, positions: Positions) -> Rotation | None:
+        if self.config.position_embedding_type != "rotary":
             return None
-        queries = torch.arange(past, past + seqlen, device=self.device)[:, None]
-        keys = torch.arange(past + seqlen, device=self.device)[None]
-        visible = (keys <= queries if self.config.causal else keys >= 0).expand(seqlen, -1)[None, None]
-        if padding_mask is None:
-            return visible
-        return (visible & padding_mask[:, None, None, :]) | (keys == queries)  # padding sees itself: no empty softmax
+        return self.rope_cos[positions][..., None, :], self.rope_sin[positions][..., None, :]  # broadcast over heads
+
+
+def position_tables(config: LlamaConfig) -> dict[str, Tensor]:
+    """What a model of this configuration looks positions up in, by the name of the buffer it is kept in."""
+    if config.position_embedding_type == "rotary":  # each (max_seq_len, head_dim / 2)
+        cos, sin = rotation_table(config.head_dim, config.max_seq_len, config.rope_theta)
+        return {"rope_cos": cos, "rope_sin": sin}
+    if config.position_embedding_type == "sinusoidal":
+        return {"sinusoids": sinusoids(config.max_seq_len, config.dim)}
+    return {"alibi_slopes": alibi_slopes(config.n_heads)} if config.position_embedding_type == "alibi" else {}
 
 
 def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:

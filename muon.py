@@ -50,9 +50,14 @@ class Muon(AdamW):
 
 
 def muon_groups(model: nn.Module, weight_decay: float, momentum: float = 0.95) -> list[dict]:
-    """Parameter groups for `Muon`: hidden matrices; embeddings; gains and biases (which do not decay)."""
+    """Parameter groups for `Muon`: hidden matrices; embeddings; gains and biases (which do not decay).
+
+    A frozen parameter is in none.
+    """
     hidden, embeddings, vectors = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.dim() < 2:
             vectors.append(parameter)
         else:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import run_log
@@ -112,6 +112,58 @@ def accuracy_by_parameters(
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     save_figure(figure, path)
+
+
+def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
+    """Weights (layers, heads, tokens, tokens) as a grid of heat maps, a layer a row; queries down, keys across."""
+    from matplotlib.figure import Figure
+
+    layers, heads, count = len(maps), len(maps[0]), len(tokens)
+    side = 1.1 + 0.115 * count
+    figure = Figure(figsize=(side * heads, side * layers + 0.3), layout="constrained")
+    for layer, row in enumerate(figure.subplots(layers, heads, squeeze=False)):
+        for head, axes in enumerate(row):
+            image = axes.imshow(maps[layer][head], cmap="viridis", vmin=0.0, vmax=1.0)
+            axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
+            axes.set_xticks(range(count), tokens, rotation=90, fontsize=5.5)
+            axes.set_yticks(range(count), tokens, fontsize=5.5)
+            axes.tick_params(length=1, pad=1)
+    label = "attention weight (rows: queries, columns: keys)"
+    figure.colorbar(image, ax=figure.axes, label=label, fraction=0.01, pad=0.005)
+    save_figure(figure, path)
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, path: str | Path, log_up: bool = False
+) -> None:
+    """Named lines of (x, y) points on one pair of axes."""
+    figure, axes = new_figure()
+    for name, points in series.items():
+        marker = "o-" if len(points) <= 40 else "-"
+        axes.plot(*zip(*points, strict=True), marker, label=name, markersize=3, linewidth=1.3)
+    axes.set(xlabel=across, ylabel=up, yscale="log" if log_up else "linear")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    save_figure(figure, path)
+
+
+def named_points(points: Mapping[str, tuple[float, float]], across: str, up: str, path: str | Path) -> None:
+    """Points with their names beside them: a trade-off at a glance."""
+    figure, axes = new_figure()
+    for name, (x, y) in points.items():
+        axes.plot(x, y, "o")
+        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points")
+    axes.set(xlabel=across, ylabel=up)
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def log_points(log: str | Path, name: str, per: str = "step", width: int = 1) -> list[tuple[float, float]]:
+    """(step, value) of a log's records that hold `name`, smoothed over `width` of them."""
+    records = [record for record in run_log.read(log) if name in record]
+    values = _smooth(tuple(record[name] for record in records), width)
+    return [(record[per], value) for record, value in zip(records, values, strict=True)]
 
 
 def _smooth(values: tuple[float, ...], width: int) -> list[float]:

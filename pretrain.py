@@ -19,19 +19,23 @@ import plots
 import run_log
 from checkpoint import read_checkpoint, save_checkpoint
 from config import LlamaConfig
+from fasttext_vectors import fill_embeddings
 from files import atomic_path, check_writable, write_text
 from llama import Llama
 from losses import cross_entropy, token_nll
 from muon import Muon, muon_groups
 from optimizer import AdamW, decay_groups
 from run_log import RunLog
-from story_data import StoryBatches, TokenFile, read_documents, split_documents, tokenise
+from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
 from trainer import Progress, Trainer, TrainSettings
 from utils import set_up
+from word_tokenizer import SPECIAL, WordTokenizer, word_vocabulary
 
-CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta")
+CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta", "hidden_dim")
+CONFIG_FLAGS += ("position_embedding_type", "ffn_type", "norm_position")
 TRAINING_FLAGS = ("lr", "optimizer", "weight_decay", "max_grad_norm", "batch_tokens", "held_out", "seed")
+TRAINING_FLAGS += ("embeddings", "freeze_embeddings")
 
 
 class StoryWorkload:
@@ -41,6 +45,7 @@ class StoryWorkload:
         training, held_out = split_documents(len(data), args.held_out, args.seed)
         self.training = StoryBatches(data, training, config.max_seq_len, args.batch_tokens, args.seed)
         self.held_out = StoryBatches(data, held_out, config.max_seq_len, args.batch_tokens, args.seed)
+        self.validation = _validation(tokenizer, config, args)
         self.config, self.tokenizer = config, tokenizer
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
@@ -57,14 +62,13 @@ class StoryWorkload:
         return cross_entropy(hidden, model.output.weight, targets)
 
     def evaluate(self, model: Llama) -> dict[str, float]:
-        """Loss a token (nats) and perplexity on the held-out documents."""
-        total = count = 0.0
-        for batch in self.held_out.in_order():
-            hidden, targets = _run(model, self.held_out, batch)
-            total += token_nll(hidden, model.output.weight, targets).sum().item()
-            count += self.held_out.count(batch)
-        loss = total / count
-        return {"held_out_loss": loss, "held_out_perplexity": math.exp(loss), "score": -loss}
+        """Loss a token (nats) and perplexity on the held-out documents, and on --valid, which decides nothing."""
+        loss = _mean_loss(model, self.held_out)
+        measured = {"held_out_loss": loss, "held_out_perplexity": math.exp(loss), "score": -loss}
+        if self.validation is not None:
+            loss = _mean_loss(model, self.validation)
+            measured |= {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
+        return measured
 
     def save_best(self, model: Llama, path: Path) -> None:
         """The model in the project's format, naming its tokenizer."""
@@ -77,11 +81,29 @@ def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor
     return model.hidden_states(tokens).flatten(0, 1), targets.flatten()
 
 
+def _mean_loss(model: Llama, batches: StoryBatches) -> float:
+    total = count = 0.0
+    for batch in batches.in_order():
+        hidden, targets = _run(model, batches, batch)
+        total += token_nll(hidden, model.output.weight, targets).sum().item()
+        count += batches.count(batch)
+    return total / count
+
+
+def _validation(tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Namespace) -> StoryBatches | None:
+    if args.valid is None:
+        return None
+    data = encode_documents(read_documents(args.valid), tokenizer)
+    return StoryBatches(data, np.arange(len(data)), config.max_seq_len, args.batch_tokens, args.seed)
+
+
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
     """Checks and loads everything; returns what trains. Raises ValueError or OSError before any work is done."""
     device = set_up(args.seed, args.use_gpu, args.threads)
     tokenizer = load_tokenizer(args.tokenizer)
-    config = LlamaConfig(vocab_size=tokenizer.n_words, **{name: getattr(args, name) for name in CONFIG_FLAGS})
+    fields = {name: getattr(args, name) for name in CONFIG_FLAGS}
+    config = LlamaConfig(vocab_size=tokenizer.n_words, tie_embeddings=not args.untied_output, **fields)
+    _check_embeddings(args, tokenizer)
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
@@ -90,7 +112,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     if (folder / "last.pt").exists() and not args.resume:
         raise ValueError(f"{folder} holds a run already: go on with it by --resume, or name another --save_dir")
     data = tokenise(args.corpus, tokenizer, folder / "cache")
-    model = Llama(config).to(device)
+    model = _new_model(config, tokenizer, args).to(device)
     workload = StoryWorkload(data, tokenizer, config, args)
     identity = config.to_dict() | {name: getattr(args, name) for name in TRAINING_FLAGS} | {"data": data.digest}
     log = RunLog(folder / "log.jsonl")
@@ -98,6 +120,25 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     if args.resume and trainer.state_path.exists():
         trainer.resume()
     return lambda: _train(trainer, model, args)
+
+
+def _check_embeddings(args: argparse.Namespace, tokenizer: AnyTokenizer) -> None:
+    if args.freeze_embeddings and not args.untied_output:
+        raise ValueError("--freeze_embeddings needs --untied_output: a tied output must learn")
+    if args.embeddings is not None and not isinstance(tokenizer, WordTokenizer):
+        raise ValueError(f"--embeddings are of words: {tokenizer.model_path} is no vocabulary of words (.json)")
+
+
+def _new_model(config: LlamaConfig, tokenizer: AnyTokenizer, args: argparse.Namespace) -> Llama:
+    """Fresh weights; embeddings from --embeddings where it is given, and frozen if asked."""
+    model = Llama(config)
+    model.recompute = args.gradient_checkpointing
+    if args.embeddings is not None:
+        missing = fill_embeddings(model.tok_embeddings.weight, tokenizer.words, args.embeddings, len(SPECIAL))
+        words = tokenizer.n_words - len(SPECIAL)
+        print(f"{args.embeddings}: vectors of {words - missing} of {words} words; {missing} start at random")
+    model.tok_embeddings.weight.requires_grad_(not args.freeze_embeddings)
+    return model
 
 
 def _settings(args: argparse.Namespace) -> TrainSettings:
@@ -143,17 +184,27 @@ def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, arg
 
 
 def prepare_tokenizer(args: argparse.Namespace) -> Callable[[], None]:
-    """Trains the tokenizer of `--option tokenizer` in memory (a second's work); returns what writes it."""
+    """Trains the tokenizer of `--option tokenizer` in memory (a second's work); returns what writes it.
+
+    A name that ends in `.json` asks for a vocabulary of words, any other for a SentencePiece model.
+    """
     path = check_writable(args.tokenizer)
     documents = [document for corpus in args.corpus for document in read_documents(corpus)]
-    model = train_tokenizer(documents, args.vocab_size)
+    if path.suffix == ".json":
+        model = word_vocabulary(documents, args.vocab_size, lower=not args.keep_case).encode("utf-8")
+    else:
+        model = train_tokenizer(documents, args.vocab_size)
 
     def work() -> None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(model)
         tokenizer = load_tokenizer(path)
-        pieces = sum(len(ids) for ids in tokenizer.sp_model.encode(documents))
+        rows = [tokenizer.encode(document, bos=False, eos=False) for document in documents]
+        pieces = sum(len(ids) for ids in rows)
         size = sum(len(document.encode("utf-8")) for document in documents)
         print(f"{tokenizer.n_words} pieces, {size / pieces:.2f} bytes a piece; wrote {path}")
+        if isinstance(tokenizer, WordTokenizer):
+            unknown = sum(ids.count(tokenizer.unk_id) for ids in rows)
+            print(f"{pieces:,} words, of which <unk> {unknown / pieces:.2%}")
 
     return work

@@ -17,6 +17,7 @@ TASKS = {  # option: module and function that checks everything and returns the 
     "lora": ("sentiment", "prepare_training"),
     "tokenizer": ("pretrain", "prepare_tokenizer"),
     "pretrain": ("pretrain", "prepare"),
+    "vectors": ("vectors", "prepare"),
     "evaluate": ("evaluate", "prepare"),
     "addition": ("addition_run", "prepare"),
     "submission": ("submission", "prepare"),

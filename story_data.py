@@ -104,15 +104,21 @@ class StoryBatches:
 
     A document longer than `max_seq_len` is cut into rows that overlap by one token, so that every token but the
     first is a target exactly once; no row holds two documents. An epoch's order depends on (seed, epoch) alone.
+    With a `stride` below `max_seq_len` rows start so far apart, and the targets they share count in the first alone.
     """
 
-    def __init__(self, data: TokenFile, documents: np.ndarray, max_seq_len: int, tokens_per_batch: int, seed: int):
+    def __init__(
+        self, data: TokenFile, documents: np.ndarray, max_seq_len: int, tokens_per_batch: int, seed: int,
+        stride: int | None = None,
+    ):  # fmt: skip
         self.data, self.tokens_per_batch, self.seed = data, tokens_per_batch, seed
-        rows = []
+        self.max_seq_len = max_seq_len
+        stride, rows = stride or max_seq_len, []
         for document in documents:
             start, end = int(data.offsets[document]), int(data.offsets[document + 1])
-            rows += [(cut, min(cut + max_seq_len + 1, end)) for cut in range(start, end - 1, max_seq_len)]
-        self.rows = np.asarray(rows, dtype=np.int64)  # (rows, 2): start and end in data.tokens
+            cuts = range(start, max(start, end - 1 - max_seq_len + stride - 1) + 1, stride)
+            rows += [(cut, min(cut + max_seq_len + 1, end), (max_seq_len - stride) * (cut > start)) for cut in cuts]
+        self.rows = np.asarray(rows, dtype=np.int64)  # (rows, 3): start and end in data.tokens, targets not counted
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The row numbers of each batch of an epoch: random, but rows of like length together."""
@@ -132,30 +138,29 @@ class StoryBatches:
         """Cuts rows in order into batches whose padded size is within the budget (or a single row)."""
         batches, start, widest = [], 0, 0
         for place, length in enumerate(lengths):
-            widest = max(widest, _padded_width(int(length)))
+            widest = max(widest, self._width(int(length)))
             if place > start and widest * (place - start + 1) > self.tokens_per_batch:
                 batches.append(order[start:place])
-                start, widest = place, _padded_width(int(length))
+                start, widest = place, self._width(int(length))
         batches.append(order[start:])
         return batches
 
     def count(self, batch: np.ndarray) -> int:
         """How many targets a batch has."""
-        return int((self.rows[batch, 1] - self.rows[batch, 0] - 1).sum())
+        return int((self.rows[batch, 1] - self.rows[batch, 0] - 1 - self.rows[batch, 2]).sum())
 
     def tensors(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Tokens and next-token targets of a batch, each (rows, width); targets of padding are `IGNORED`."""
         rows = self.rows[batch]
-        width = _padded_width(int((rows[:, 1] - rows[:, 0]).max()))
+        width = self._width(int((rows[:, 1] - rows[:, 0]).max()))
         tokens = np.zeros((len(rows), width), dtype=np.int64)
         targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
-        for row, (start, end) in enumerate(rows):
+        for row, (start, end, skipped) in enumerate(rows):
             ids = self.data.tokens[start:end].astype(np.int64)
             tokens[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = ids[1:]
+            targets[row, skipped : len(ids) - 1] = ids[1 + skipped :]
         return torch.from_numpy(tokens), torch.from_numpy(targets)
 
-
-def _padded_width(length: int) -> int:
-    """Width of a batch whose longest row has `length` tokens, of which the last is a target only."""
-    return -(-(length - 1) // WIDTH_STEP) * WIDTH_STEP
+    def _width(self, length: int) -> int:
+        """Width of a batch whose longest row has `length` tokens, of which the last is a target only."""
+        return min(-(-(length - 1) // WIDTH_STEP) * WIDTH_STEP, self.max_seq_len)

@@ -1,4 +1,4 @@
-"""Text to token ids and back: SentencePiece models, and llama2.c's `tokenizer.bin`.
+"""Text to token ids and back: SentencePiece models, llama2.c's `tokenizer.bin`, and vocabularies of words.
 
     python run_llama.py --option tokenizer --corpus TEXT --tokenizer models/mine.model --vocab_size 4096
 """
@@ -11,6 +11,8 @@ import struct
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+from word_tokenizer import WordTokenizer
 
 TOKENIZER_MODEL = "tokenizer.model"  # the Llama 2 tokenizer, where the course puts it
 BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
@@ -93,11 +95,16 @@ class BinTokenizer:
         return bytes([int(byte[1], 16)]) if byte else piece
 
 
-AnyTokenizer = Tokenizer | BinTokenizer
+AnyTokenizer = Tokenizer | BinTokenizer | WordTokenizer
 
 
 def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer:
-    """A tokenizer from a SentencePiece `.model` or llama2.c's `.bin`; raises ValueError or OSError, saying why."""
+    """A tokenizer from a SentencePiece `.model`, llama2.c's `.bin` or a `.json` of words.
+
+    Raises ValueError or OSError, saying why.
+    """
+    if Path(path).suffix == ".json":
+        return WordTokenizer(max_len, str(path))
     if Path(path).suffix == ".bin":
         return BinTokenizer(max_len, str(path))
     return Tokenizer(max_len, str(path))
@@ -121,7 +128,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def _framed(ids: list[int], tokenizer: AnyTokenizer, bos: bool, eos: bool) -> list[int]:
+def _framed(ids: list[int], tokenizer: Tokenizer | BinTokenizer, bos: bool, eos: bool) -> list[int]:
     ids = ids if tokenizer.max_len is None else ids[: tokenizer.max_len]
     return [tokenizer.bos_id] * bos + ids + [tokenizer.eos_id] * eos
 

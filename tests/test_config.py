@@ -51,6 +51,8 @@ def test_unknown_fields_are_named():
         ({"layer_norm_eps": -1e-5}, "layer_norm_eps"),
         ({"norm_type": "batchnorm"}, "norm_type must be one of layernorm, rmsnorm"),
         ({"position_embedding_type": "learned"}, "position_embedding_type"),
+        ({"ffn_type": "tanh"}, "ffn_type must be one of swiglu, relu, gelu"),
+        ({"norm_position": "middle"}, "norm_position must be one of pre, post"),
     ],
     ids=str,
 )

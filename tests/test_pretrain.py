@@ -114,3 +114,25 @@ def test_bad_input_is_refused(corpus, tmp_path, capsys, more, reason):
     assert run_llama.main([*flags(corpus, tmp_path / "run"), *more]) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
+
+
+def test_validation_is_measured_and_recomputed_training_is_the_same(corpus, tmp_path):
+    valid, logs = write_corpus(tmp_path / "valid.txt", 7), []
+    kind = ["--position_embedding_type", "alibi", "--ffn_type", "relu", "--norm_position", "post", "--dropout", "0.2"]
+    for name, more in (("plain", []), ("again", ["--gradient_checkpointing", "2"])):
+        wanted = flags(corpus, tmp_path / name, "--valid", str(valid), *kind, "--evaluate_every", "7", *more)
+        assert run_llama.main(wanted) == 0
+        logs.append(run_log.read(tmp_path / name / "log.jsonl"))
+        for record in logs[-1]:
+            record.pop("seconds", None)
+    assert logs[0] == logs[1]
+    last = [record for record in logs[0] if "validation_loss" in record][-1]
+    model = from_checkpoint(read_checkpoint(tmp_path / "plain" / "best.pt"))
+    measured = evaluate.measure(model, load_tokenizer(TOKENIZER), stories(7))
+    best = max((record for record in logs[0] if "score" in record), key=lambda record: record["score"])
+    assert measured["loss_per_token"] == pytest.approx(best["validation_loss"], abs=1e-3)
+    assert last["validation_perplexity"] == pytest.approx(math.exp(last["validation_loss"]))
+
+
+def test_positions_that_no_width_divides(corpus, tmp_path):
+    assert run_llama.main(flags(corpus, tmp_path / "run", "--max_seq_len", "13", "--epochs", "1")) == 0

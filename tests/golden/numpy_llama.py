@@ -5,6 +5,7 @@ Shares nothing with the project: it reads weights by name from a plain mapping a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -37,7 +38,21 @@ def softmax(scores: ndarray) -> ndarray:
     return shifted / shifted.sum()
 
 
-def attend(queries: ndarray, keys: ndarray, values: ndarray, causal: bool) -> ndarray:
+def sinusoid(position: int, dim: int) -> ndarray:
+    """The position's row (dim,), feature by feature."""
+    row = np.zeros(dim)
+    for feature in range(dim):
+        angle = position / 10000.0 ** ((feature - feature % 2) / dim)
+        row[feature] = np.cos(angle) if feature % 2 else np.sin(angle)
+    return row
+
+
+def slope(head: int, heads: int) -> float:
+    """ALiBi's slope of a head, for a number of heads that is a power of two."""
+    return 1.0 / 2.0 ** (8.0 / heads * (head + 1))
+
+
+def attend(queries: ndarray, keys: ndarray, values: ndarray, causal: bool, alibi: bool = False) -> ndarray:
     """queries (heads, seqlen, head_dim), keys and values (kv_heads, seqlen, head_dim) -> (heads, seqlen, head_dim)."""
     heads, seqlen, head_dim = queries.shape
     shared = heads // len(keys)
@@ -46,6 +61,8 @@ def attend(queries: ndarray, keys: ndarray, values: ndarray, causal: bool) -> nd
         for place in range(seqlen):
             seen = place + 1 if causal else seqlen
             scores = keys[head // shared, :seen] @ queries[head, place] / np.sqrt(head_dim)
+            if alibi:
+                scores -= slope(head, heads) * np.abs(place - np.arange(seen))
             out[head, place] = softmax(scores) @ values[head // shared, :seen]
     return out
 
@@ -64,31 +81,47 @@ def _normalise(x: ndarray, weights: Mapping[str, ndarray], name: str, eps: float
 def _attention(x: ndarray, weights: Mapping[str, ndarray], name: str, config: Mapping) -> ndarray:
     query, key, value = (x @ weights[f"{name}.compute_{part}.weight"].T for part in ("query", "key", "value"))
     query, key = _split(query, config["n_heads"]), _split(key, config["n_kv_heads"])
-    theta = config["rope_theta"]
-    query, key = (
-        np.array([[turn(vector, place, theta) for place, vector in enumerate(head)] for head in part])
-        for part in (query, key)
-    )
-    attended = attend(query, key, _split(value, config["n_kv_heads"]), config["causal"])
+    theta, positions = config["rope_theta"], config.get("position_embedding_type", "rotary")
+    if positions == "rotary":
+        query, key = (
+            np.array([[turn(vector, place, theta) for place, vector in enumerate(head)] for head in part])
+            for part in (query, key)
+        )
+    attended = attend(query, key, _split(value, config["n_kv_heads"]), config["causal"], positions == "alibi")
     return attended.transpose(1, 0, 2).reshape(len(x), -1) @ weights[f"{name}.compute_output.weight"].T
 
 
-def _feed_forward(x: ndarray, weights: Mapping[str, ndarray], name: str) -> ndarray:
-    gate, up = (x @ weights[f"{name}.{part}.weight"].T for part in ("w1", "w3"))
-    return (gate / (1.0 + np.exp(-gate)) * up) @ weights[f"{name}.w2.weight"].T
+def _feed_forward(x: ndarray, weights: Mapping[str, ndarray], name: str, kind: str) -> ndarray:
+    up = x @ weights[f"{name}.w1.weight"].T
+    if kind == "relu":
+        inner = np.where(up > 0.0, up, 0.0)
+    elif kind == "gelu":
+        inner = up * np.vectorize(lambda value: 0.5 * (1.0 + math.erf(value / math.sqrt(2.0))))(up)
+    else:
+        inner = up / (1.0 + np.exp(-up)) * (x @ weights[f"{name}.w3.weight"].T)
+    return inner @ weights[f"{name}.w2.weight"].T
 
 
 def hidden_states(tokens: ndarray, weights: Mapping[str, ndarray], config: Mapping) -> ndarray:
     """tokens (seqlen,) -> hidden states after the final norm, (seqlen, dim)."""
     weights = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in weights.items()}
-    eps = config["layer_norm_eps"]
+    eps, kind = config["layer_norm_eps"], config.get("ffn_type", "swiglu")
     x = weights["tok_embeddings.weight"][tokens]
+    if config.get("position_embedding_type") == "sinusoidal":
+        x = np.sqrt(x.shape[1]) * x + np.array([sinusoid(place, x.shape[1]) for place in range(len(x))])
     for index in range(config["n_layers"]):
         layer = f"layers.{index}."
+        if config.get("norm_position") == "post":
+            x = x + _attention(x, weights, f"{layer}attention", config)
+            x = _normalise(x, weights, f"{layer}attention_norm", eps)
+            x = x + _feed_forward(x, weights, f"{layer}feed_forward", kind)
+            x = _normalise(x, weights, f"{layer}ffn_norm", eps)
+            continue
         normed = _normalise(x, weights, f"{layer}attention_norm", eps)
         x = x + _attention(normed, weights, f"{layer}attention", config)
-        x = x + _feed_forward(_normalise(x, weights, f"{layer}ffn_norm", eps), weights, f"{layer}feed_forward")
-    return _normalise(x, weights, "norm", eps)
+        normed = _normalise(x, weights, f"{layer}ffn_norm", eps)
+        x = x + _feed_forward(normed, weights, f"{layer}feed_forward", kind)
+    return x if config.get("norm_position") == "post" else _normalise(x, weights, "norm", eps)
 
 
 def logits(hidden: ndarray, weights: Mapping[str, ndarray]) -> ndarray:

@@ -1,0 +1,174 @@
+"""The AIL861 assignment from end to end: a decoder from scratch on stories, and every measurement it asks for.
+
+    make ail861 CORPUS=train.txt VALID=valid.txt
+    python ail861.py --corpus train.txt --valid valid.txt --size small --save_dir results/ail861
+
+Each step is a command of its own (`--show` prints them all), logged beside its results. A step that is done is not
+done again, and one that was interrupted goes on where it stood: start the same command once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import ail861_report
+from cli import new_parser, positive
+from fasttext_vectors import require_gensim
+from files import check_readable, write_text
+from story_data import SEPARATOR, read_documents
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a run is. The assignment's own: 3 layers, 8 heads, context 64, mini-batches of 16 rows."""
+
+    vocabulary: int
+    dim: int
+    epochs: int  # of the model that is measured
+    compare_epochs: int  # of random and frozen embeddings beside it
+    rows: int  # of a training step, 64 tokens each
+    part: int  # stories of the accumulation and checkpointing runs
+    evaluate_every: int
+    stories: int = 50
+    vector_epochs: int = 5
+    bench_layers: int = 12
+    rounds: int = 7
+
+
+SIZES = {
+    "tiny": Size(300, 16, 2, 1, 4, 24, 5, stories=4, vector_epochs=1, bench_layers=2, rounds=1),
+    "small": Size(6000, 256, 6, 2, 32, 4000, 500),
+    "large": Size(10000, 512, 12, 6, 64, 20000, 500),
+}
+LAYERS, HEADS, CONTEXT, MICRO_ROWS, RATE = 3, 8, 64, 16, 3e-4
+ACCUMULATIONS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and the file that is there when it is done."""
+
+    name: str
+    command: list[str]
+    done: Path
+
+
+def build_steps(args: argparse.Namespace, work: Path) -> list[Step]:
+    """All commands in order; `work` is the folder they write to."""
+    size, words, vectors = SIZES[args.size], work / "words.json", work / "words.vec"
+    machine = (["--use_gpu"] if args.use_gpu else []) + (["--threads", str(args.threads)] if args.threads else [])
+    text = ["--corpus", args.corpus, "--tokenizer", str(words), *machine]
+
+    def run(option: str, *flags) -> list[str]:
+        return [sys.executable, str(ROOT / "run_llama.py"), "--option", option, *map(str, flags)]
+
+    def train(name: str, *flags) -> Step:
+        folder = work / name
+        return Step(name, run("pretrain", *flags, *_model(size), "--save_dir", folder), folder / "loss_curve.png")
+
+    often = ["--evaluate_every", size.evaluate_every, "--save_every", size.evaluate_every]
+    whole = [*text, "--valid", args.valid, "--batch_tokens", size.rows * CONTEXT, *often]
+    start = ["--embeddings", vectors]
+    part = ["--corpus", work / "part.txt", *text[2:], "--batch_tokens", MICRO_ROWS * CONTEXT, *start, "--epochs", 1]
+    best, measured = work / "fasttext" / "best.pt", work / "evaluate"
+    evaluate = ["--corpus", args.valid, "--pretrained-model-path", best, "--stories", size.stories, *machine]
+    bench = [sys.executable, "-m", "bench.checkpointing", "--layers", size.bench_layers, "--dim", size.dim]
+    bench += ["--vocab", size.vocabulary, "--rounds", size.rounds, "--out", work / "checkpointing.json", *machine]
+    steps = [
+        Step("words", run("tokenizer", *text, "--vocab_size", size.vocabulary), words),
+        Step("vectors", run("vectors", *text, *start, "--dim", size.dim, "--epochs", size.vector_epochs), vectors),
+        train("fasttext", *whole, *start, "--epochs", size.epochs),
+        Step(
+            "evaluate", run("evaluate", *evaluate, "--stride", CONTEXT // 2, "--save_dir", measured),
+            measured / "evaluate.json",
+        ),
+        train("random", *whole, "--epochs", size.compare_epochs),
+        train("frozen", *whole, *start, "--freeze_embeddings", "--epochs", size.compare_epochs),
+    ]  # fmt: skip
+    steps += [train(f"accumulation-{count}", *part, "--accumulation", count) for count in ACCUMULATIONS]
+    steps.append(train("recomputed", *part, "--gradient_checkpointing"))
+    return [*steps, Step("checkpointing", list(map(str, bench)), work / "checkpointing.json")]
+
+
+def _model(size: Size) -> list:
+    """The assignment's model and optimizer: sinusoids, GELU, LayerNorm first, an output of its own; Adam, no decay."""
+    shape = {"dim": size.dim, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": HEADS, "max_seq_len": CONTEXT}
+    kind = {"position_embedding_type": "sinusoidal", "ffn_type": "gelu", "norm_position": "pre", "dropout": 0.1}
+    training = {"optimizer": "adamw", "lr": RATE, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0}
+    flags = [part for name, value in (shape | kind | training).items() for part in (f"--{name}", value)]
+    return [*flags, "--untied_output", "--dtype", "bfloat16", "--resume"]
+
+
+def prepare(args: argparse.Namespace) -> list[Step]:
+    """Checks the texts and the packages and makes the folders. Raises ValueError or OSError before any work."""
+    require_gensim()
+    documents = read_documents(args.corpus)
+    check_readable(args.valid)
+    work = Path(args.runs)
+    steps = build_steps(args, work)
+    if args.show:
+        return steps
+    for folder in (work, Path(args.save_dir)):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in [step.done.parent for step in steps]:
+        name.mkdir(exist_ok=True)
+    part = SIZES[args.size].part
+    write_text(work / "part.txt", f"\n{SEPARATOR}\n".join(documents[:part]) + "\n")
+    return steps
+
+
+def perform(step: Step, work: Path) -> None:
+    """Runs the step, its output into a log; raises RuntimeError with the log's last line where it fails."""
+    log = work / f"{step.name}.log"
+    with open(log, "a", encoding="utf-8") as file:
+        code = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
+        raise RuntimeError(f"{step.name} ended with code {code} ({log}): {lines[-1] if lines else ''}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs what is not done yet, then writes the report. Bad input: exit code 2; a step that fails: 1."""
+    parser = new_parser("ail861.py", __doc__.split("\n")[0])
+    parser.add_argument("--corpus", required=True, metavar="FILE", help="training stories, <|endoftext|> between them")
+    parser.add_argument("--valid", required=True, metavar="FILE", help="validation stories: measured, never trained on")
+    parser.add_argument("--size", choices=SIZES, default="small", help="small: two cores; large: a GPU")
+    parser.add_argument("--save_dir", default="results/ail861", metavar="DIR", help="tables and figures")
+    parser.add_argument("--runs", default="runs/ail861", metavar="DIR", help="checkpoints and logs")
+    parser.add_argument("--use_gpu", action="store_true", help="run on the first CUDA device")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
+    parser.add_argument("--show", action="store_true", help="print the commands and do nothing")
+    args = parser.parse_args(argv)
+    try:
+        args.corpus, args.valid = (str(Path(path).resolve()) for path in (args.corpus, args.valid))
+        args.runs, args.save_dir = (str(Path(path).resolve()) for path in (args.runs, args.save_dir))
+        steps = prepare(args)
+    except (ValueError, OSError) as error:
+        print(f"ail861.py: {error}", file=sys.stderr)
+        return 2
+    if args.show:
+        print("\n".join(shlex.join(map(str, step.command)) for step in steps))
+        return 0
+    try:
+        for number, step in enumerate(steps, start=1):
+            done = step.done.exists()
+            print(f"[{number}/{len(steps)}] {step.name}{': done before' if done else ''}", flush=True)
+            if not done:
+                perform(step, Path(args.runs))
+    except (RuntimeError, OSError) as error:
+        print(f"ail861.py: {error}", file=sys.stderr)
+        return 1
+    ail861_report.write_report(Path(args.runs), Path(args.save_dir), args.size)
+    print(f"wrote {args.save_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What every head attends to: the weights that a forward pass keeps to itself.
+
+    python run_llama.py --option evaluate --corpus stories.txt --stories 50 --save_dir measured
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llama import Attention, Llama
+
+
+@torch.no_grad()
+def attention_weights(model: Llama, tokens: Tensor) -> Tensor:
+    """The attention of one row of tokens (seqlen,) in every layer and head: (n_layers, n_heads, seqlen, seqlen).
+
+    Row i of a map is what position i gives to each position; it sums to 1. The model's own attention computes it,
+    over values that are one-hot: what arrives then is the weights themselves.
+    """
+    found: list[Tensor] = []
+    attentions = [layer.attention for layer in model.layers]
+    for attention in attentions:
+        attention.compute_query_key_value_scores = _recording(attention, found)
+    try:
+        model.hidden_states(tokens[None])
+    finally:
+        for attention in attentions:
+            del attention.compute_query_key_value_scores  # uncovers the method of the class again
+    return torch.cat(found)
+
+
+def _recording(attention: Attention, found: list[Tensor]):
+    """The attention's own computation, that also keeps its weights."""
+    compute = attention.compute_query_key_value_scores
+
+    def recording(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        one_hot = torch.eye(key.shape[2], dtype=value.dtype, device=value.device).expand(*key.shape[:3], -1)
+        found.append(compute(query, key, one_hot, mask))  # (1, n_heads, seqlen, keys)
+        return compute(query, key, value, mask)
+
+    return recording

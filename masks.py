@@ -1,0 +1,46 @@
+"""What each query of an attention may see: causal order, padding, a cache's past, and ALiBi's bias.
+
+    python -c "import torch, masks; print(masks.attention_mask(2, 3, None, True, None, torch.device('cpu')))"
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from positions import alibi_bias
+
+
+def counted(padding_mask: Tensor) -> Tensor:
+    """Positions (batch, tokens) that count real tokens alone; `padding_mask` is True on them."""
+    return (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def attention_mask(
+    past: int, seqlen: int, padding_mask: Tensor | None, causal: bool, slopes: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """What `seqlen` queries behind `past` cached tokens may see, (batch or 1, 1, seqlen, past + seqlen), boolean.
+
+    None where plain attention, causal or not, says it all. `padding_mask` is (batch, past + seqlen). With ALiBi's
+    `slopes` (n_heads,) the result is what is added to the scores: (batch or 1, n_heads, seqlen, past + seqlen).
+    """
+    if padding_mask is None and slopes is None and (past == 0 or seqlen == 1):
+        return None
+    queries = torch.arange(past, past + seqlen, device=device)[:, None]
+    keys = torch.arange(past + seqlen, device=device)[None]
+    visible = (keys <= queries if causal else keys >= 0).expand(seqlen, -1)[None, None]
+    if padding_mask is not None:  # padding sees itself: no empty softmax
+        visible = (visible & padding_mask[:, None, None, :]) | (keys == queries)
+    if slopes is None:
+        return visible
+    places = keys if padding_mask is None else counted(padding_mask)
+    return alibi_bias(slopes, places[:, past:], places).masked_fill(~visible, -torch.inf)
+
+
+def mask_at(mask: Tensor | None, places: Tensor, keys: int, causal: bool) -> Tensor:
+    """The row of each text's mask that `places` (batch,) names, (batch, heads or 1, 1, keys); of none its meaning."""
+    if mask is None:
+        seen = torch.arange(keys, device=places.device)[None] <= (places[:, None] if causal else keys)
+        return seen.expand(len(places), keys)[:, None, None]
+    rows = mask.expand(len(places), *mask.shape[1:])
+    return rows[torch.arange(len(places), device=places.device), :, places][:, :, None]
