@@ -1,10 +1,17 @@
 # make generate and make test set up what they need; the other targets use what is there.
 PYTHON := .venv/bin/python
 
-.PHONY: generate test lint bench ail861 clean
+.PHONY: generate submission results test lint bench ail861 clean
 
 generate: .venv/ready
 	$(PYTHON) run_llama.py --option generate
+
+# make submission ANDREWID=jdoe [COURSE=fall2025]
+submission: .venv/ready
+	$(PYTHON) run_llama.py --option submission $(if $(ANDREWID),--andrewid "$(ANDREWID)") $(if $(COURSE),--course "$(COURSE)")
+
+results: .venv/ready
+	$(PYTHON) results.py
 
 test: .venv/ready-dev
 	$(PYTHON) -m pytest

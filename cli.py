@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from submission_files import COURSES
+
 OPTIONS = {
     "generate": "continue a sentence, greedily and by sampling",
     "prompt": "classify sentences zero-shot, by asking the model",
@@ -19,6 +21,7 @@ OPTIONS = {
     "vectors": "train FastText vectors of a vocabulary's words on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
     "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
+    "submission": "run what is missing of the course's commands, then make and check the zip",
 }
 DEFAULT_MODEL = "stories42M.pt"
 FINETUNING = {  # the course's recipe: AdamW and nothing else
@@ -26,6 +29,7 @@ FINETUNING = {  # the course's recipe: AdamW and nothing else
     "max_grad_norm": None,
 }  # fmt: skip
 OPTION_DEFAULTS = {  # where a task's default is not the one shown
+    "generate": {"threads": 1},  # a few rows at a time: spinning threads cost more than they bring
     "pretrain": {"epochs": 7, "lr": 3e-3},
     "prompt": {"save_dir": "runs"},
     "finetune": FINETUNING,
@@ -68,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(parser.add_argument_group("common"))
     _add_generate(parser.add_argument_group("generate"))
     _add_sentiment(parser.add_argument_group("prompt, finetune, lora"))
+    _add_submission(parser.add_argument_group("submission"))
     _add_corpus(parser.add_argument_group("tokenizer, vectors, pretrain, evaluate"))
     _add_evaluate(parser.add_argument_group("evaluate"))
     _add_model(parser.add_argument_group("pretrain: the model"))
@@ -104,7 +109,7 @@ def _add_common(group) -> None:
     add("--max_sentence_len", type=positive, metavar="N", help="cut texts after N pieces")
     add("--seed", type=int, default=1337, help="seed of every random draw")
     add("--use_gpu", action="store_true", help="run on the first CUDA device")
-    add("--threads", type=positive, metavar="N", help="CPU threads; torch chooses if not given")
+    add("--threads", type=positive, metavar="N", help="CPU threads (generate: 1; elsewhere torch chooses)")
 
 
 def _add_generate(group) -> None:
@@ -149,6 +154,12 @@ def _add_sentiment(group) -> None:
     add("--lora_alpha", type=number(float, 0.0, above=True), default=1.0, metavar="A",
         help="lora: the product of the factors is scaled by A / R")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="SEED", help="finetune, lora: one run for each, and mean ± deviation")
+
+
+def _add_submission(group) -> None:
+    add = group.add_argument
+    add("--andrewid", metavar="ID", help="names the zip and the one folder in it")
+    add("--course", choices=COURSES, default="spring2026", help="whose list of files and size limit")
 
 
 def _add_corpus(group) -> None:
@@ -221,6 +232,7 @@ REQUIRED = {
     "pretrain": ("corpus", "tokenizer", "save_dir"),
     "vectors": ("corpus", "tokenizer", "embeddings"),
     "evaluate": ("corpus",),
+    "submission": ("andrewid",),
 }
 
 

@@ -41,9 +41,17 @@ def load_model(args: ModelFlags, device: torch.device) -> tuple[Llama, AnyTokeni
 
 
 def choose_path(default: str, named: bool) -> Path:
-    """`default` if it was named on the command line or is there; else the shipped model, which one line tells."""
-    if named or Path(default).exists() or not SHIPPED.exists():
+    """`default` if it was named on the command line or is there; else the shipped model, which one line tells.
+
+    Raises FileNotFoundError where neither is there, as in a submission that is unpacked alone.
+    """
+    if named or Path(default).exists():
         return Path(default)
+    if not SHIPPED.exists():
+        raise FileNotFoundError(
+            f"no such file: {default}, nor the shipped models/{SHIPPED.name}: bash setup.sh fetches {default}, "
+            "or name a checkpoint by --pretrained-model-path"
+        )
     print(f"{default} is not here: the shipped story model serves in its place")
     return SHIPPED
 

@@ -20,6 +20,7 @@ TASKS = {  # option: module and function that checks everything and returns the 
     "vectors": ("vectors", "prepare"),
     "evaluate": ("evaluate", "prepare"),
     "addition": ("addition_run", "prepare"),
+    "submission": ("submission", "prepare"),
 }
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def write_predictions(path: str | Path, examples: Examples, predictions: np.ndar
 def report(
     split: str, examples: Examples, predictions: np.ndarray, label_names: Sequence[str], folder: Path
 ) -> tuple[list[str], dict[str, float]]:
-    """The lines to print on a split, and its figures by name; draws the confusion matrix into `folder`.
+    """The lines to print on a split, and its figures by name; the confusion matrix goes to `folder`, drawn and as JSON.
 
     Placeholder labels give no figure, only the line that says so.
     """
@@ -66,6 +67,8 @@ def report(
     figures = measure(examples, predictions, len(label_names))
     matrix = confusion_matrix(examples.labels, predictions, labels=range(len(label_names)))
     plots.confusion_matrix(matrix.tolist(), label_names, folder / f"{split}-confusion.png")
+    counts = {"names": list(label_names), "matrix": matrix.tolist()}  # rows: true labels
+    write_text(folder / f"{split}-confusion.json", json.dumps(counts) + "\n")
     lines = [f"{split} acc :: {figures['acc']:.3f}", f"{split} macro-F1 :: {figures['macro_f1']:.3f}"]
     return lines, {f"{split}_{name}": value for name, value in figures.items()}
 

@@ -87,6 +87,7 @@ def run(job: Job, args: argparse.Namespace) -> dict[str, float]:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, check=True, stdout=output, stderr=subprocess.STDOUT, env=environment)
     found = json.loads(next(folder.glob("*/result.json")).read_text(encoding="utf-8"))
+    found["dev_confusion"] = json.loads(next(folder.glob("*/dev-confusion.json")).read_text(encoding="utf-8"))
     for state in folder.glob("*/last.pt"):  # three times the model's size, and done with
         state.unlink()
     return found | {"seconds": round(time.perf_counter() - started)}
@@ -100,10 +101,9 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> dict[str, dict[str
         found = run(job, args)
         with lock:
             results[job.key] = found
-            args.results.parent.mkdir(exist_ok=True)
-            made = _made(args) | {"runs": dict(sorted(results.items()))}
-            write_text(args.results, json.dumps(made, indent=2) + "\n")
-            print(f"{len(results)} of {len(jobs)}: {job.key}: {found}", file=sys.stderr, flush=True)
+            _write(args, results)
+            shown = {name: value for name, value in found.items() if name != "dev_confusion"}
+            print(f"{len(results)} of {len(jobs)}: {job.key}: {shown}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(args.processes) as pool:
         for future in [pool.submit(work, job) for job in jobs if job.key not in results]:
@@ -116,6 +116,12 @@ def _made(args: argparse.Namespace) -> dict[str, object]:
     return {"model": Path(args.model).name, "epochs": args.epochs, "dtype": args.dtype}
 
 
+def _write(args: argparse.Namespace, results: dict[str, dict], **more: object) -> None:
+    args.results.parent.mkdir(exist_ok=True)
+    content = _made(args) | more | {"runs": dict(sorted(results.items()))}
+    write_text(args.results, json.dumps(content, indent=2) + "\n")
+
+
 def _read(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The results there are; SystemExit if they were made otherwise."""
     if not args.results.exists():
@@ -126,15 +132,14 @@ def _read(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found["runs"]
 
 
-def table(data: str, jobs: Sequence[Job], results: dict[str, dict[str, float]]) -> list[str]:
-    """The Markdown lines of one data set."""
+def table(data: str, jobs: Sequence[Job], results: dict[str, dict[str, float]], baseline: dict) -> list[str]:
+    """The Markdown lines of one data set; `baseline` are TF-IDF's figures on it."""
     name = Path(data).name
     lines = [f"**{name}**", "", "| | seeds | dev acc | dev macro-F1 | test acc | test macro-F1 |", "|---|" + "---|" * 5]
     for row in dict.fromkeys(job.row for job in jobs if job.data == data):
         found = [results[job.key] for job in jobs if (job.data, job.row) == (data, row) and job.key in results]
         cells = [_mean(found, figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
         lines.append(f"| {row} | {len(found)} | {' | '.join(cells)} |")
-    baseline = measure_tfidf(data)
     cells = [_mean([baseline], figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
     lines.append(f"| TF-IDF and logistic regression | 1 | {' | '.join(cells)} |")
     for option, figures in REFERENCES.get(name, {}).items():
@@ -174,8 +179,10 @@ def main() -> None:
     args = parse_args()
     jobs = jobs_of(args)
     results = run_all(jobs, args)
+    baselines = {Path(data).name: measure_tfidf(data) for data in args.data}
+    _write(args, results, tfidf=baselines)
     for data in args.data:
-        print("\n".join(table(data, jobs, results)))
+        print("\n".join(table(data, jobs, results, baselines[Path(data).name])))
 
 
 if __name__ == "__main__":

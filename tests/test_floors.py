@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ from tests.tiny import ROOT
 
 FLOORS = {
     0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log"
-    " positions word_tokenizer norms",
-    1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
+    " positions word_tokenizer norms submission_files",
+    1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib submission_zip"
     " masks gradient_checkpointing fasttext_vectors",
     2: "base_llama llama decoding",
-    3: "trainer pretrained classifier classifier_checkpoint addition_fast"
+    3: "trainer pretrained classifier classifier_checkpoint addition_fast submission_check"
     " attention_maps",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report vectors evaluate_stories ail861 ail861_report"
+    " submission prepare_submit prepare_checklist results results_sources"
     " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation"
     " addition_report",
 }
@@ -105,5 +107,6 @@ def test_checkpoints_are_never_unpickled_with_code():
 
 
 def test_ruff_finds_nothing():
-    checked = subprocess.run(["ruff", "check", "."], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "ruff", "check", "."]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
