@@ -4,7 +4,8 @@
     python -m bench.checkpointing --layers 12 --dim 256 --out checkpointing.json
 
 Memory is the peak of the bytes of saved tensors (each storage once, parameters not counted), on a GPU also
-`torch.cuda.max_memory_allocated`. Ways are timed alternately in one run; the median counts. The last line is JSON.
+`torch.cuda.max_memory_allocated`. Ways are timed alternately in one run; the median counts. On a CPU what is timed is
+the processor's own time, which other processes do not change. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -88,14 +89,15 @@ def measure(model: Llama, tokens: Tensor, segments: list[int], rounds: int) -> d
             step(model, tokens)
             found[segment]["cuda_bytes"] = torch.cuda.max_memory_allocated()
     seconds = {segment: [] for segment in segments}
+    clock = time.perf_counter if tokens.is_cuda else time.process_time
     for _ in range(rounds):
         for segment in segments:
             model.recompute = segment
-            started = time.perf_counter()
+            started = clock()
             step(model, tokens)
             if tokens.is_cuda:
                 torch.cuda.synchronize()
-            seconds[segment].append(time.perf_counter() - started)
+            seconds[segment].append(clock() - started)
     return {segment: found[segment] | {"seconds": statistics.median(seconds[segment])} for segment in segments}
 
 
