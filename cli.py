@@ -129,6 +129,8 @@ def _add_generate(group) -> None:
     add("--top_k", type=positive, metavar="K", help="sample from the K likeliest tokens")
     add("--min_p", type=share, metavar="P", help="refuse tokens under P times the likeliest's probability")
     add("--epsilon", type=share, metavar="E", help="refuse tokens of probability under E, in place of top-p")
+    add("--quantize", choices=("float32", "int8"), default="float32",
+        help="weights that the tokens behind the prompt are computed with; int8 is faster, nearly as good")  # fmt: skip
     add("--slide", type=positive, default=64, metavar="N",
         help="past the model's positions, forget the oldest N tokens at a time; 1: as the course")  # fmt: skip
 

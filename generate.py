@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from decoding import stream
 from files import check_readable, check_writable, read_text, write_text
+from lean_step import make_lean
 from llama import Llama
 from pretrained import load_model
 from sampling import Sampler
@@ -62,6 +63,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     continuations = _continuations(args)
     device = set_up(args.seed, args.use_gpu, args.threads)
     model, tokenizer, path = load_model(args, device)
+    make_lean(model, args.quantize)
     print(f"load model from {path}")
     prompts = [tokenizer.encode(text, bos=True, eos=False) for text in texts]
 

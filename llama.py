@@ -10,6 +10,7 @@ the config turn it into other decoders: Vaswani et al. 2017 (sinusoids, ReLU, no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -206,6 +207,7 @@ class Llama(LlamaPreTrainedModel):
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
         self.recompute = 0  # a way of training: so many layers at a time run again in the backward pass; 0: none
+        self.lean_step: Callable[..., Tensor] | None = None  # see `lean_step.LeanStep`
         for name, table in position_tables(config).items():
             self.register_buffer(name, table, persistent=False)
         self.init_weights()
@@ -254,6 +256,12 @@ class Llama(LlamaPreTrainedModel):
         hidden = self.hidden_states(tokens, cache, padding_mask)
         logits = self.output(hidden[:, -1:] if targets is None else hidden)
         return logits, hidden
+
+    def step(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None) -> Tensor:
+        """Logits (batch, 1, vocab_size) after one more token a row, tokens (batch, 1); lean where that is prepared."""
+        if self.lean_step is not None:
+            return self.lean_step(tokens, cache, padding_mask)
+        return self(tokens, cache=cache, padding_mask=padding_mask)[0]
 
     def generate(
         self,

@@ -1,0 +1,105 @@
+"""The lean step equals the plain one, in every shape of model and batch; int8 stays close and costs hardly any loss."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import run_llama
+from decoding import stream
+from lean_step import LeanStep, make_lean, quantised
+from llama import load_pretrained
+from sampling import Sampler
+from tests.oracles import random_llama
+from tests.tiny import ROOT, write_tiny_checkpoint
+from tokenizer import load_tokenizer
+
+SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}
+VARIANTS = [{}, {"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"n_kv_heads": 1}, {"n_kv_heads": 4}]
+VARIANTS += [{"head_size": 6}]
+MODELS = [random_llama(**(SMALL | fields)).double() for fields in VARIANTS]
+LEAN = [copy.deepcopy(model) for model in MODELS]
+for prepared in LEAN:
+    make_lean(prepared)
+
+
+def run(model, prompts, new, rule, slide=8) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.stack(list(stream(model, prompts, new, rule, generator, slide=slide))).T.tolist()
+
+
+@settings(max_examples=40)
+@given(
+    which=st.integers(0, len(MODELS) - 1),
+    prompts=st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=12), min_size=1, max_size=4),
+    new=st.integers(1, 30),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
+def test_the_same_tokens_as_the_plain_path(which, prompts, new, temperature):
+    rule = Sampler(temperature, top_p=0.9)
+    assert run(LEAN[which], prompts, new, rule) == run(MODELS[which], prompts, new, rule)
+
+
+@pytest.mark.parametrize("which", range(len(MODELS)), ids=lambda which: str(VARIANTS[which]))
+def test_the_same_logits_as_the_plain_path(which):
+    tokens = torch.randint(0, 61, (3, 10), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 10, dtype=torch.bool)
+    mask[0, :4] = False
+    for padding in (None, mask):
+        found = []
+        for model in (MODELS[which], LEAN[which]):
+            cache = model.new_cache(3)
+            with torch.no_grad():
+                model.hidden_states(tokens[:, :-1], cache, None if padding is None else padding[:, :-1])
+                found.append(model.step(tokens[:, -1:], cache, padding))
+            assert cache.length == 10
+        torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+def test_the_model_goes_on_as_it_was_and_nothing_is_doubled():
+    tokens = torch.arange(20)[None]
+    for plain, lean in zip(MODELS, LEAN, strict=True):
+        torch.testing.assert_close(lean(tokens)[0], plain(tokens)[0], rtol=1e-12, atol=1e-12)
+        attention = lean.layers[0].attention
+        parts = (attention.compute_query, attention.compute_key, attention.compute_value)
+        assert len({part.weight.untyped_storage().data_ptr() for part in parts}) == 1
+
+
+@given(st.integers(1, 4), st.integers(0, 99))
+def test_int8_products_are_close(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(48, 64, generator=generator) * torch.rand(48, 1, generator=generator)
+    x = torch.randn(rows, 64, generator=generator)
+    exact = x @ weight.T
+    assert (quantised(weight)(x) - exact).norm() / exact.norm() < 0.02
+
+
+def test_int8_costs_hardly_any_loss_on_the_shipped_model():
+    tokenizer = load_tokenizer(ROOT / "models" / "stories.model")
+    text = "Once upon a time, there was a little girl named Lily. She loved to play in the sun with her red ball."
+    ids = torch.tensor([tokenizer.encode(text, bos=True, eos=False)])
+    losses = []
+    for kind in ("float32", "int8"):
+        model = load_pretrained(str(ROOT / "models" / "stories.pt"))
+        step, cache = LeanStep(model, kind), model.new_cache(1, 64)
+        with torch.inference_mode():
+            logits = torch.cat([step(ids[:, place : place + 1], cache) for place in range(ids.shape[1] - 1)], dim=1)
+        losses.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_generate_in_int8_and_where_it_cannot_be_had(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_tiny_checkpoint(tmp_path / "tiny.pt")
+    flags = ["--pretrained-model-path", "tiny.pt", "--prompt", "Once", "--max_new_tokens", "8", "--quantize", "int8"]
+    assert run_llama.main(flags) == 0
+    assert "tokens/s" in capsys.readouterr().out
+    model = random_llama(**SMALL, position_embedding_type="alibi")
+    with pytest.raises(ValueError, match="int8 products are for Llamas"):
+        make_lean(model, "int8")
+    make_lean(model)
+    assert model.lean_step is None
