@@ -9,6 +9,7 @@ All are timed in one run, alternating, after a warm-up; the median of the rounds
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -17,6 +18,7 @@ from collections.abc import Callable
 
 import torch
 
+from config import LlamaConfig
 from decoding import stream
 from lean_step import make_lean
 from llama import Llama, load_pretrained
@@ -30,7 +32,7 @@ PROMPT = [1, 400, 300, 500, 600]
 def main() -> None:
     """Times every way of generating and prints tokens per second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", default=SHIPPED, help="model to generate with")
+    parser.add_argument("--checkpoint", default=SHIPPED, help="model, or random: 42 M random weights")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens")
     parser.add_argument("--batch", type=int, default=1, help="rows generated at once")
     parser.add_argument("--rounds", type=int, default=5, help="times each way is run")
@@ -50,9 +52,16 @@ def main() -> None:
     report(seconds, args)
 
 
+def random_model() -> Llama:
+    """The course's configuration with freshly drawn weights."""
+    torch.manual_seed(0)
+    return Llama(LlamaConfig()).eval()
+
+
 def ways_of(checkpoint: str, new: int, batch: int) -> dict[str, Callable[[], list]]:
     """The ways of generating, by name; each returns the rows of new tokens."""
-    model, lean, int8 = (load_pretrained(checkpoint) for _ in range(3))
+    model = random_model() if checkpoint == "random" else load_pretrained(checkpoint)
+    lean, int8 = (copy.deepcopy(model) for _ in range(2))
     other = transformers_model(model)
     make_lean(lean)
     make_lean(int8, "int8")

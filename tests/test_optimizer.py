@@ -37,6 +37,14 @@ def run(optimizer, tensors, steps: int, scale: float = 1.0) -> list[np.ndarray]:
     return [parameter.detach().numpy() for parameter in tensors]
 
 
+def step_both(optimizers, tensors, step: int) -> None:
+    """One step of each optimizer on its own tensors, with the same gradients."""
+    for optimizer, own in zip(optimizers, tensors, strict=True):
+        for parameter, gradient in zip(own, gradients(step), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+
 @pytest.mark.parametrize("foreach", [False, True])
 def test_equals_torch_over_500_steps(foreach):
     """The two agree without eps (torch adds it to √(v / (1−β2ᵗ)), we to √v; gradients here are never 0).
@@ -51,11 +59,7 @@ def test_equals_torch_over_500_steps(foreach):
     for step in range(500):
         for parameter in ours:
             parameter.data.mul_(1 - lr * decay)
-        for tensors in (ours, theirs):
-            for parameter, gradient in zip(tensors, gradients(step), strict=True):
-                parameter.grad = gradient
-        mine.step()
-        reference.step()
+        step_both((mine, reference), (ours, theirs), step)
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).abs().max().item() < 1e-10
 
@@ -66,11 +70,7 @@ def test_eps_lined_up_step_by_step_equals_torch():
     mine, reference = AdamW(ours, lr=1e-2, eps=eps), torch.optim.Adam(theirs, lr=1e-2, eps=eps)
     for step in range(500):
         reference.param_groups[0]["eps"] = eps / (1 - 0.999 ** (step + 1)) ** 0.5
-        for tensors in (ours, theirs):
-            for parameter, gradient in zip(tensors, gradients(step), strict=True):
-                parameter.grad = gradient
-        mine.step()
-        reference.step()
+        step_both((mine, reference), (ours, theirs), step)
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).abs().max().item() < 1e-10
 
