@@ -156,6 +156,8 @@ def _add_sentiment(group) -> None:
     add("--lora_rank", type=positive, default=4, metavar="R", help="lora: rank of the factors")
     add("--lora_alpha", type=number(float, 0.0, above=True), default=1.0, metavar="A",
         help="lora: the product of the factors is scaled by A / R")  # fmt: skip
+    add("--lora_targets", choices=("attention", "all"), default="attention",
+        help="lora: which matrices have factors beside them; all: the feed-forward's too")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="SEED", help="finetune, lora: one run for each, and mean ± deviation")
 
 

@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ATTENTION_PROJECTIONS = ("compute_query", "compute_key", "compute_value", "compute_output")
+TARGETS = {  # what --lora_targets names; Dettmers et al. 2023, section 4, needed all to match fine-tuning
+    "attention": ATTENTION_PROJECTIONS,
+    "all": (*ATTENTION_PROJECTIONS, "w1", "w2", "w3"),
+}
 INIT_STD = 0.02
 
 

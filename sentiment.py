@@ -26,7 +26,7 @@ from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier
 from classifier_checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
 from files import check_writable, write_text
 from llama import Llama
-from lora import apply_lora, merge_lora_weights
+from lora import TARGETS, apply_lora, merge_lora_weights
 from optimizer import AdamW, decay_groups
 from pretrained import load_model
 from run_log import RunLog
@@ -46,7 +46,7 @@ from utils import DTYPES, autocast, set_up
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
 IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len")
-LORA_FLAGS = ("lora_rank", "lora_alpha")
+LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
 
 
 @dataclass
@@ -205,7 +205,7 @@ def prepare_training(args: argparse.Namespace) -> Callable[[], None]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds: one of them stands there twice")
     if args.option == "lora":
-        apply_lora(copy.deepcopy(setting.llama), args.lora_rank, args.lora_alpha)  # refuses a rank that does not fit
+        _adapt(copy.deepcopy(setting.llama), args)  # refuses a rank that does not fit
     identity = _identity(setting)
     for seed in seeds:
         folder = run_folder(args, seed)
@@ -273,8 +273,12 @@ def build_classifier(setting: Setting) -> LlamaEmbeddingClassifier:
     llama = copy.deepcopy(setting.llama)
     model = LlamaEmbeddingClassifier(setting.config(), llama)
     if setting.args.option == "lora":
-        apply_lora(model.llama, setting.args.lora_rank, setting.args.lora_alpha)
+        _adapt(model.llama, setting.args)
     return model.to(setting.device)
+
+
+def _adapt(llama: Llama, args: argparse.Namespace) -> None:
+    apply_lora(llama, args.lora_rank, args.lora_alpha, TARGETS[args.lora_targets])
 
 
 def _trained_line(model: nn.Module) -> str:

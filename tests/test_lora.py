@@ -10,7 +10,14 @@ from torch import nn
 
 from config import LlamaConfig
 from llama import Llama
-from lora import LoRALayer, apply_lora, count_lora_parameters, get_lora_optimizer_params, merge_lora_weights
+from lora import (
+    TARGETS,
+    LoRALayer,
+    apply_lora,
+    count_lora_parameters,
+    get_lora_optimizer_params,
+    merge_lora_weights,
+)
 
 CONFIG = LlamaConfig(vocab_size=50, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=32)
 TOKENS = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -56,6 +63,13 @@ def test_factors_alone_are_trained():
     assert factors == by_hand == sum(parameter.numel() for parameter in get_lora_optimizer_params(model))
     assert total == Llama(CONFIG).parameter_count() + by_hand
     assert share == pytest.approx(100 * by_hand / total)
+
+
+def test_all_linear_layers_but_the_output_can_be_adapted():
+    model = apply_lora(Llama(CONFIG), rank=3, targets=TARGETS["all"])
+    linear = {name for name, module in Llama(CONFIG).named_modules() if isinstance(module, nn.Linear)}
+    adapted_ones = {name for name, module in model.named_modules() if isinstance(module, LoRALayer)}
+    assert adapted_ones == linear - {"output"}
 
 
 def test_merged_weights_give_the_same_logits():
