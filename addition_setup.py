@@ -29,7 +29,7 @@ CHUNK, CHUNK_OF_SEEDS = 256, 384  # activations of more problems (of all seeds) 
 WORTH_COMPILING = 500_000  # examples (of all seeds) that repay the minute the compiler takes
 RUN_FLAGS = (
     "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
-    "stop_when_perfect",
+    "stop_when_perfect", "init_std",
 )  # fmt: skip
 
 
@@ -105,7 +105,10 @@ def build_model(config: LlamaConfig, args: argparse.Namespace, device: torch.dev
     models = []
     for seed in range(args.seed, args.seed + args.seeds):
         torch.manual_seed(seed)
-        models.append(Llama(config).to(device))
+        model = Llama(config)
+        if args.init_std is not None:
+            model.init_weights(args.init_std)
+        models.append(model.to(device))
     return models[0] if args.plain else SideBySide(models)
 
 
