@@ -53,7 +53,7 @@ def _add_model(group) -> None:
     add("--head_dim", type=positive, metavar="N", help="features a head; dim / n_heads if not given")
     add("--rope_theta", type=number(float, 0.0, above=True), default=10000.0, help="base of the rotation's angles")
     add("--init_std", type=number(float, 0.0, above=True), metavar="STD",
-        help="standard deviation of the first weights; 0.02 if not given, which is small for a narrow model")  # fmt: skip
+        help="standard deviation of the first weights; 0.02 if not given, little for a narrow model")  # fmt: skip
     add("--norm_type", choices=("layernorm", "rmsnorm"), default="layernorm", help="norm of every layer")
 
 

@@ -1,6 +1,8 @@
-"""The adders side by side: a table of all tested models in a folder, and accuracy against parameters as a figure.
+"""The adders side by side: a table of all tested models in a folder, accuracy against parameters as a figure, and
+what the heads of one of them look at.
 
     python addition_report.py --models addition_models --out docs/addition_accuracy.png
+    python addition_report.py --heads_of addition_models/best_model/best_model.pth --out docs/addition_heads.png
 """
 
 from __future__ import annotations
@@ -10,13 +12,21 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 import plots
+from addition_fast import problem_tokens
+from addition_problems import sample_problems
+from addition_testing import load_adder
+from attention_maps import attention_weights
 from files import check_writable
 
 PUBLIC = [  # parameters and accuracy on the course's test that public solutions of the course report
     (3_288, 1.0), (16_880, 1.0), (25_312, 1.0), (134_880, 1.0), (25_200, 1.0), (25_200, 0.085), (1_176, 0.022),
     (28_560, 0.70),
 ]  # fmt: skip
+POSITION_NAMES = ("start", "a3", "a2", "a1", "a0", "+", "b3", "b2", "b1", "b0", "=", "c4", "c3", "c2", "c1", "c0")
+LOOKED_AT = 200  # problems whose attention is averaged
 
 
 def read_models(folder: Path) -> list[dict]:
@@ -51,23 +61,46 @@ def table(models: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(names), *rows])
 
 
+def draw_heads(checkpoint: Path, out: Path) -> None:
+    """Each head's attention, the mean over `LOOKED_AT` problems whose answers have five digits, as heat maps.
+
+    Positions bear the names of their digits: a3 is the thousands of a, c0 the units of the answer.
+    """
+    model = load_adder(checkpoint, torch.device("cpu"))
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(8 * LOOKED_AT, 0))
+    long = a + b >= 10000
+    rows = problem_tokens(a[long][:LOOKED_AT], b[long][:LOOKED_AT]).T
+    maps = torch.stack([attention_weights(model, row) for row in rows]).mean(dim=0)
+    plots.attention_maps(maps.tolist(), POSITION_NAMES, out)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the table and writes the figure; bad input ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", default="addition_models", help="folder of the models' folders")
+    parser.add_argument("--heads_of", metavar="CHECKPOINT", help="draw what the heads of this model look at instead")
     parser.add_argument("--out", help="figure to write (PNG)")
     args = parser.parse_args(argv)
     try:
-        models = read_models(Path(args.models))
         out = check_writable(args.out) if args.out else None
+        if args.heads_of is None:
+            _report(read_models(Path(args.models)), out)
+        elif out is None:
+            raise ValueError("--heads_of draws a figure: name its file by --out")
+        else:
+            draw_heads(Path(args.heads_of), out)
     except (ValueError, OSError) as error:
         print(f"addition_report.py: {error}", file=sys.stderr)
         return 2
+    if out is not None:
+        print(f"wrote {out}")
+    return 0
+
+
+def _report(models: list[dict], out: Path | None) -> None:
     print(table(models))
     if out is not None:
         plots.accuracy_by_parameters([(model["parameters"], model["accuracy"]) for model in models], PUBLIC, out)
-        print(f"wrote {out}")
-    return 0
 
 
 if __name__ == "__main__":

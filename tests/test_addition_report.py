@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 
 import addition_report
+from addition_fast import POSITIONS
+from checkpoint import save_checkpoint
+from config import LlamaConfig
+from llama import Llama
 
 
 def test_the_table_lists_every_tested_model_smallest_first(tmp_path, capsys):
@@ -25,3 +29,15 @@ def test_the_table_lists_every_tested_model_smallest_first(tmp_path, capsys):
 def test_nothing_to_report_is_one_line(tmp_path, capsys):
     assert addition_report.main(["--models", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_heads_are_drawn_and_a_figure_without_a_name_is_refused(tmp_path, capsys):
+    config = LlamaConfig(vocab_size=13, dim=8, n_layers=2, n_heads=2, n_kv_heads=1, hidden_dim=4, max_seq_len=20)
+    checkpoint = tmp_path / "adder.pth"
+    save_checkpoint(checkpoint, config, Llama(config).state_dict())
+    assert len(addition_report.POSITION_NAMES) == POSITIONS
+    assert addition_report.main(["--heads_of", str(checkpoint), "--out", str(tmp_path / "heads.png")]) == 0
+    assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
+    assert addition_report.main(["--heads_of", str(checkpoint)]) == 2
+    assert addition_report.main(["--heads_of", str(tmp_path / "none.pth"), "--out", str(tmp_path / "x.png")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
