@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -90,7 +92,8 @@ class _Parser(argparse.ArgumentParser):
     """Answers a refused flag in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        say(f"{self.prog}: {message}")
+        self.exit(2)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -263,6 +266,22 @@ def _check_output_names(parser: argparse.ArgumentParser, args: argparse.Namespac
             parser.error(f"--{split}_out must end in {' or '.join(endings)}, not {name}")
 
 
+def process_count() -> int:
+    """How many processes torchrun has started together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def say(line: str) -> None:
+    """One line on stderr. Of several processes the first alone speaks, and the others leave it the time to.
+
+    torchrun ends all of them as soon as one has ended.
+    """
+    if process_count() == 1 or os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+    else:
+        time.sleep(2.0)
+
+
 def carry_out(prog: str, prepare: Callable[[], Callable[[], None]]) -> int:
     """Prepares a task, which checks everything, and does its work; returns the exit code.
 
@@ -271,15 +290,15 @@ def carry_out(prog: str, prepare: Callable[[], Callable[[], None]]) -> int:
     try:
         work = prepare()
     except (ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return 2
     try:
         work()
     except OSError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; a training run goes on from its last saved state by --resume", file=sys.stderr)
+        say("\ninterrupted; a training run goes on from its last saved state by --resume")
         return 130
     return 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+import distributed
 import plots
 import run_log
 from checkpoint import read_checkpoint, save_checkpoint
@@ -82,12 +83,14 @@ def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor
 
 
 def _mean_loss(model: Llama, batches: StoryBatches) -> float:
+    """Loss a token in nats; each process measures its share of the batches."""
     total = count = 0.0
-    for batch in batches.in_order():
+    for batch in distributed.share(batches.in_order()):
         hidden, targets = _run(model, batches, batch)
         total += token_nll(hidden, model.output.weight, targets).sum().item()
         count += batches.count(batch)
-    return total / count
+    total, count = distributed.sum_array(np.asarray([total, count]))
+    return float(total / count)
 
 
 def _validation(tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Namespace) -> StoryBatches | None:
@@ -161,6 +164,8 @@ def _train(trainer: Trainer, model: Llama, args: argparse.Namespace) -> None:
     rows = len(workload.training.rows)
     print(f"{model.parameter_count():,} parameters, {rows:,} rows of text, {trainer.total_steps:,} steps")
     progress = trainer.fit()
+    if not distributed.is_first():
+        return
     plots.training_curves(folder / "log.jsonl", folder / "loss_curve.png")
     print(f"best held-out loss {-progress.best_score:.4f} nats a token; wrote {folder / 'best.pt'}")
     if args.export is not None:

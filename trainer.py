@@ -1,6 +1,7 @@
 """The one training loop: accumulation, clipping, schedule, mixed precision, best and last checkpoint, resume.
 
-A task describes its work as a `Workload`; the loop knows nothing of texts or labels.
+A task describes its work as a `Workload`; the loop knows nothing of texts or labels. Under torchrun every process
+runs it: see `distributed`.
 
     python run_llama.py --option pretrain --help
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+import distributed
 from checkpoint import CheckpointError, load_plain, save_plain
 from run_log import RunLog
 from schedule import rate_factor
@@ -31,10 +33,13 @@ class Workload(Protocol):
     """What a task gives the trainer."""
 
     def epoch(self, epoch: int) -> Sequence[Any]:
-        """The batches of an epoch, in order; a function of the epoch alone, so that a run can resume."""
+        """The batches of an epoch, in order; a function of the epoch alone, so that a run can resume.
+
+        Several processes share each of them: a batch is then an array of examples, which can be sliced.
+        """
 
     def count(self, batch: Any) -> int:
-        """How many targets a batch has."""
+        """How many targets a (whole) batch has."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The sum of the losses of a batch's targets."""
@@ -42,7 +47,7 @@ class Workload(Protocol):
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Measures the model on held-out data. `score` decides which one is kept: higher is better.
 
-        A true `done` ends the run: nothing is left to learn.
+        A true `done` ends the run: nothing is left to learn. Every process calls it; what the first returns counts.
         """
 
     def save_best(self, model: nn.Module, path: Path) -> None:
@@ -95,18 +100,22 @@ def update(
     """One optimizer step from a group of batches, each target weighing the same.
 
     `count` says how many targets a batch has, `loss` the sum of their losses. Returns the mean loss and the targets.
+    Each process works on its share of every batch; the targets are those of all of them.
     """
     model.train()
     targets = sum(count(batch) for batch in batches)
-    total = 0.0
-    for batch in batches:
+    total = torch.zeros((), device=next(model.parameters()).device)
+    for part in map(distributed.share, batches):
+        if distributed.size() > 1 and len(part) == 0:  # fewer examples than processes
+            continue
         with precision():
-            mean = loss(model, batch) / targets
+            mean = loss(model, part) / targets
         mean.backward()
-        total += mean.item()
+        total += mean.detach()
+    total = distributed.sum_gradients(model.parameters(), total)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total, targets
+    return total.item(), targets
 
 
 def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +123,10 @@ def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     state = load_plain(path)
     if state.get("format") != STATE_FORMAT:
         raise CheckpointError(f"{path} is not the state of a training run")
+    if isinstance(state["random"], dict):  # as one process alone once wrote it
+        state["random"] = [state["random"]]
+    if (processes := len(state["random"])) != distributed.size():
+        raise CheckpointError(f"{path} was begun with {processes} process(es), not {distributed.size()}")
     for name, value in identity.items():
         if (begun_with := state["identity"].get(name)) != value:
             raise CheckpointError(f"{path} was begun with {name} {begun_with}, not {value}")
@@ -148,13 +161,15 @@ class Trainer:
         log_every: int = 1,
     ):
         self.model, self.optimizer, self.workload = model, optimizer, workload
-        self.settings, self.folder, self.device, self.log = settings, folder, device, log
+        self.settings, self.folder, self.device = settings, folder, device
+        self.log = log if distributed.is_first() else RunLog(None)
         self.identity, self.describe, self.log_every = identity | asdict(settings), describe, log_every
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         batches = [len(workload.epoch(epoch)) for epoch in range(settings.epochs)]  # not the same in every epoch
         self.total_steps = sum(-(-count // settings.accumulation) for count in batches)
+        distributed.own_random_state()
 
     @property
     def state_path(self) -> Path:
@@ -163,8 +178,10 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Trains to the end, or until patience is lost; returns where the run stands then."""
+        distributed.same_weights(self.model)
         started = time.perf_counter() - self.progress.seconds
-        bar = tqdm(total=self.total_steps, initial=self.progress.step, desc="training", unit="step")
+        begin, silent = self.progress.step, not distributed.is_first()
+        bar = tqdm(total=self.total_steps, initial=begin, desc="training", unit="step", disable=silent)
         while self.progress.epoch < self.settings.epochs and not self._ended():
             batches = self.workload.epoch(self.progress.epoch)
             while self.progress.place < len(batches) and not self._ended():
@@ -217,9 +234,10 @@ class Trainer:
         return self.progress.step % every == 0 if every else epoch_ends
 
     def _evaluate(self, bar: tqdm) -> None:
+        self._gather_tally()
         self.model.eval()
         with torch.no_grad(), autocast(self.device, self.dtype):
-            measured = self.workload.evaluate(self.model)
+            measured = distributed.gather(self.workload.evaluate(self.model))[0]
         progress = self.progress
         self.log.write(
             step=progress.step, epoch=progress.epoch, targets=progress.targets, seconds=progress.seconds, **measured
@@ -227,20 +245,30 @@ class Trainer:
         bar.write(self.describe(progress, measured))
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0
-            self.workload.save_best(self.model, self.folder / "best.pt")
+            if distributed.is_first():
+                self.workload.save_best(self.model, self.folder / "best.pt")
         else:
             progress.stale += 1
         progress.done = bool(measured.get("done", False))
 
+    def _gather_tally(self) -> None:
+        """What all processes have counted goes to the first."""
+        tally: dict[str, float] = getattr(self.workload, "tally", {})
+        everyone = distributed.gather(dict(tally))
+        for name in tally:
+            tally[name] = sum(one[name] for one in everyone) if distributed.is_first() else 0.0
+
     def save(self) -> None:
         """Writes all that a resumed run needs, atomically."""
+        self._gather_tally()
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {"format": STATE_FORMAT, "identity": self.identity, "progress": asdict(self.progress)}
-        state["tally"] = dict(getattr(self.workload, "tally", {}))
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
-        save_plain(state, self.state_path)
+        state |= {"tally": dict(getattr(self.workload, "tally", {})), "random": distributed.gather(random)}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if distributed.is_first():
+            save_plain(state, self.state_path)
 
     def resume(self) -> None:
         """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the run is another one."""
@@ -250,10 +278,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        torch.set_rng_state(state["random"]["cpu"])
+        random = state["random"][distributed.rank()]
+        torch.set_rng_state(random["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+            torch.cuda.set_rng_state(random["cuda"], self.device)
         self.progress = Progress(**state["progress"])
-        if state.get("tally"):
+        if state.get("tally") and distributed.is_first():
             self.workload.tally.update(state["tally"])
         self.log.cut_after(self.progress.step)

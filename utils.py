@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 
@@ -15,14 +16,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def set_up(seed: int, use_gpu: bool = False, threads: int | None = None) -> torch.device:
     """Seeds torch (fresh weights, dropout), sets the number of CPU threads if given, and returns the device.
 
-    Raises ValueError where a GPU is asked for and there is none.
+    Under torchrun each process has the GPU of its number on the machine. Raises ValueError where a GPU is asked for
+    and there is none.
     """
     if use_gpu and not torch.cuda.is_available():
         raise ValueError("--use_gpu: no CUDA device is available here; leave the flag out to run on the CPU")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_gpu and number >= torch.cuda.device_count():
+        raise ValueError(f"--use_gpu: {torch.cuda.device_count()} CUDA device(s) for more processes than that")
     torch.manual_seed(seed)
     if threads is not None:
         torch.set_num_threads(threads)
-    return torch.device("cuda" if use_gpu else "cpu")
+    if not use_gpu:
+        return torch.device("cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
