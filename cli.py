@@ -222,7 +222,8 @@ def _add_training(group) -> None:
     add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
     add("--gradient_checkpointing", type=count, nargs="?", const=1, default=0, metavar="LAYERS",
         help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="type of the matrix products; float16 scales the loss, and is slow on a CPU")  # fmt: skip
     add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
         help="share of the documents that chooses the best checkpoint")  # fmt: skip
     add("--evaluate_every", type=count, default=0, metavar="N", help="steps between measurements; 0: each epoch")

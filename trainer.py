@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -24,9 +25,10 @@ import distributed
 from checkpoint import CheckpointError, load_plain, save_plain
 from run_log import RunLog
 from schedule import rate_factor
-from utils import autocast
+from utils import DTYPES, autocast
 
 STATE_FORMAT = "min-llama-training"
+NO_SCALING = GradScaler("cpu", enabled=False)
 
 
 class Workload(Protocol):
@@ -87,6 +89,7 @@ class Progress:
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0
     done: bool = False  # the workload found nothing left to learn
+    skipped: int = 0  # steps without an update: a gradient was not finite in float16
 
 
 def update(
@@ -96,11 +99,14 @@ def update(
     count: Callable[[Any], int],
     loss: Callable[[nn.Module, Any], Tensor],
     precision: Callable[[], AbstractContextManager] = nullcontext,
+    scaler: GradScaler = NO_SCALING,
 ) -> tuple[float, int]:
     """One optimizer step from a group of batches, each target weighing the same.
 
     `count` says how many targets a batch has, `loss` the sum of their losses. Returns the mean loss and the targets.
-    Each process works on its share of every batch; the targets are those of all of them.
+    Each process works on its share of every batch; the targets are those of all of them. `scaler` enlarges the losses
+    of a float16 run, so that small gradients do not vanish, and leaves the step out where large ones overflow: in all
+    processes or in none, as they see the same sums.
     """
     model.train()
     targets = sum(count(batch) for batch in batches)
@@ -110,10 +116,11 @@ def update(
             continue
         with precision():
             mean = loss(model, part) / targets
-        mean.backward()
+        scaler.scale(mean).backward()
         total += mean.detach()
     total = distributed.sum_gradients(model.parameters(), total)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return total.item(), targets
 
@@ -164,7 +171,8 @@ class Trainer:
         self.settings, self.folder, self.device = settings, folder, device
         self.log = log if distributed.is_first() else RunLog(None)
         self.identity, self.describe, self.log_every = identity | asdict(settings), describe, log_every
-        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+        self.dtype = DTYPES[settings.dtype]
+        self.scaler = GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         batches = [len(workload.epoch(epoch)) for epoch in range(settings.epochs)]  # not the same in every epoch
@@ -193,6 +201,8 @@ class Trainer:
                 self._after_step(epoch_ends=self.progress.place >= len(batches), bar=bar)
             if self.progress.place >= len(batches):
                 self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
+        if self.progress.skipped:
+            bar.write(f"{self.progress.skipped} of {self.progress.step} steps overflowed float16 and were left out")
         bar.close()
         self.save()
         return self.progress
@@ -205,7 +215,11 @@ class Trainer:
         if progress.step % self.log_every == 0:
             bar.update(progress.step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
-            self.log.write(step=progress.step, epoch=progress.epoch, loss=round(loss, 5), lr=rate)
+            float16 = {"scale": self.scaler.get_scale(), "skipped": progress.skipped}
+            self.log.write(
+                step=progress.step, epoch=progress.epoch, loss=round(loss, 5), lr=rate,
+                **(float16 if self.scaler.is_enabled() else {}),
+            )  # fmt: skip
 
     def _step(self, batches: Sequence[Any]) -> tuple[float, float]:
         """One update from a group of batches, each target weighing the same; returns the mean loss and the rate."""
@@ -215,10 +229,12 @@ class Trainer:
         )
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
+        scale = self.scaler.get_scale()
         total, targets = update(
             self.model, self.optimizer, batches, self.workload.count, self.workload.loss,
-            lambda: autocast(self.device, self.dtype),
+            lambda: autocast(self.device, self.dtype), self.scaler,
         )  # fmt: skip
+        progress.skipped += self.scaler.get_scale() < scale
         progress.step += 1
         progress.targets += targets
         return total, self.peak_rates[0] * factor
@@ -267,6 +283,7 @@ class Trainer:
         state = {"format": STATE_FORMAT, "identity": self.identity, "progress": asdict(self.progress)}
         state |= {"tally": dict(getattr(self.workload, "tally", {})), "random": distributed.gather(random)}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state["scaler"] = self.scaler.state_dict()
         if distributed.is_first():
             save_plain(state, self.state_path)
 
@@ -278,6 +295,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         random = state["random"][distributed.rank()]
         torch.set_rng_state(random["cpu"])
         if self.device.type == "cuda":

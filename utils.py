@@ -10,7 +10,7 @@ import os
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def set_up(seed: int, use_gpu: bool = False, threads: int | None = None) -> torch.device:

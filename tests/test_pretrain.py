@@ -136,3 +136,15 @@ def test_validation_is_measured_and_recomputed_training_is_the_same(corpus, tmp_
 
 def test_positions_that_no_width_divides(corpus, tmp_path):
     assert run_llama.main(flags(corpus, tmp_path / "run", "--max_seq_len", "13", "--epochs", "1")) == 0
+
+
+def test_float16_trains_as_float32(corpus, tmp_path):
+    logs = []
+    for dtype in ("float32", "float16"):
+        more = ("--dtype", dtype, "--dropout", "0", "--optimizer", "adamw", "--epochs", "1")
+        assert run_llama.main(flags(corpus, tmp_path / dtype, *more)) == 0
+        logs.append(run_log.read(tmp_path / dtype / "log.jsonl"))
+    assert logs[1][-2]["skipped"] == 0 and logs[1][-2]["scale"] == 65536.0
+    for plain, half in zip(*logs, strict=True):
+        name = "loss" if "loss" in plain else "held_out_loss"
+        assert half[name] == pytest.approx(plain[name], abs=5e-3)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
 import run_log
 from checkpoint import CheckpointError, load_plain, save_plain
@@ -17,7 +18,7 @@ from optimizer import AdamW
 from run_log import RunLog
 from schedule import rate_factor
 from tests.tiny import ROOT, TOKENIZER, write_corpus
-from trainer import Trainer, TrainSettings
+from trainer import NO_SCALING, Trainer, TrainSettings, update
 
 CPU = torch.device("cpu")
 
@@ -95,9 +96,11 @@ class StopError(Exception):
     """Stands for whatever ends a run."""
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 6, 7, 13])
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
-    options = {"accumulation": 1, "schedule": "linear", "save_every": 2, "evaluate_every": 3}
+@pytest.mark.parametrize(
+    ("stop_at", "dtype"), [*((stop, "float32") for stop in (1, 5, 6, 7, 13)), (7, "float16")]
+)
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at, dtype):
+    options = {"accumulation": 1, "schedule": "linear", "save_every": 2, "evaluate_every": 3, "dtype": dtype}
     whole = trainer_of(tmp_path / "whole", **options)
     whole.fit()
     broken = trainer_of(tmp_path / "broken", **options)
@@ -122,8 +125,41 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
     logs = [run_log.read(tmp_path / name / "log.jsonl") for name in ("whole", "broken")]
     for record in logs[0] + logs[1]:
         record.pop("seconds", None)
+    states = [load_plain(tmp_path / name / "last.pt") for name in ("whole", "broken")]
+    assert states[0]["scaler"] == states[1]["scaler"]
     if stop_at >= 2:  # before the first saved state a run begins anew, and its log with it
         assert logs[0] == logs[1]
+
+
+def test_float16_leaves_out_the_steps_that_overflow_and_counts_them(tmp_path):
+    trainer = trainer_of(tmp_path, dropout=0.0, dtype="float16", epochs=2)
+    begin = weights(trainer)
+    for batch in trainer.workload.epoch(0):  # residuals of about 1: 65536 times their gradient is infinite
+        trainer._step([batch])
+        if trainer.progress.skipped == trainer.progress.step:
+            assert weights(trainer) == begin
+    skipped = trainer.progress.skipped
+    assert 0 < skipped < 6 and weights(trainer) != begin
+    assert trainer.scaler.get_scale() == 65536.0 / 2**skipped
+    trainer.fit()
+    last = [record for record in run_log.read(tmp_path / "log.jsonl") if "loss" in record][-1]
+    assert (last["skipped"], last["scale"]) == (trainer.progress.skipped, trainer.scaler.get_scale())
+    assert load_plain(trainer.state_path)["scaler"]["scale"] == last["scale"]
+
+
+def test_float16_gradients_too_small_for_it_are_not_lost():
+    def moved(scaler) -> float:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        before = model.weight.detach().clone()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e9)
+        loss = lambda model, rows: 1e-9 * model(rows).float().sum()  # noqa: E731
+        half = lambda: torch.autocast("cpu", torch.float16)  # noqa: E731
+        update(model, optimizer, [torch.ones(2, 4)], len, loss, half, scaler)
+        return (before - model.weight.detach()).mean().item()
+
+    assert moved(NO_SCALING) == 0.0
+    assert moved(GradScaler("cpu")) == pytest.approx(1.0, rel=1e-2)
 
 
 def test_the_best_score_is_kept_and_patience_ends_the_run(tmp_path):
