@@ -20,7 +20,7 @@ OPTIONS = {
     "finetune": "train the model and a head to classify sentences",
     "lora": "the same, training low-rank factors and the head alone",
     "tokenizer": "train a SentencePiece tokenizer on a corpus, or count its words",
-    "pretrain": "train a model from scratch on a corpus",
+    "pretrain": "train a model on a corpus: from scratch, or on from --pretrained-model-path",
     "vectors": "train FastText vectors of a vocabulary's words on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
     "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
@@ -171,7 +171,8 @@ def _add_submission(group) -> None:
 def _add_corpus(group) -> None:
     add = group.add_argument
     add("--corpus", nargs="+", metavar="FILE",
-        help='text with lines <|endoftext|> between documents, or .jsonl with a field "text"')  # fmt: skip
+        help='text with lines <|endoftext|> between documents, .jsonl with a field "text", '
+             "or lines `label ||| sentence`, whose labels are left out")  # fmt: skip
     add("--valid", metavar="FILE", help="pretrain: text measured as training goes on; it chooses nothing")
     add("--embeddings", metavar="FILE",
         help="FastText vectors, .vec or .bin: vectors writes them, pretrain starts from them")  # fmt: skip
@@ -251,7 +252,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in OPTION_DEFAULTS.get(args.option, {}).items():
         if name not in args.given:
             setattr(args, name, value)
-    missing = [f"--{name}" for name in REQUIRED.get(args.option, ()) if getattr(args, name) is None]
+    needed = REQUIRED.get(args.option, ())
+    if args.option == "pretrain" and "pretrained_model_path" in args.given:
+        needed = [name for name in needed if name != "tokenizer"]  # the checkpoint brings its own
+    missing = [f"--{name}" for name in needed if getattr(args, name) is None]
     if missing:
         parser.error(f"--option {args.option} needs {', '.join(missing)}")
     _check_output_names(parser, args)
