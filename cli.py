@@ -225,6 +225,7 @@ def _add_training(group) -> None:
         help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help="type of the matrix products; float16 scales the loss, and is slow on a CPU")  # fmt: skip
+    add("--compile", action="store_true", help="torch.compile the layers; takes a minute, and a C++ compiler")
     add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
         help="share of the documents that chooses the best checkpoint")  # fmt: skip
     add("--evaluate_every", type=count, default=0, metavar="N", help="steps between measurements; 0: each epoch")

@@ -34,7 +34,7 @@ from run_log import RunLog
 from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
 from trainer import Progress, Trainer, TrainSettings
-from utils import set_up
+from utils import check_compiler, compile_methods, set_up
 from word_tokenizer import SPECIAL, WordTokenizer, word_vocabulary
 
 CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta", "hidden_dim")
@@ -109,6 +109,11 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     device = set_up(args.seed, args.use_gpu, args.threads)
     begun = "pretrained_model_path" in args.given
     model, tokenizer = _continued_model(args, device) if begun else _new_model(args, device)
+    if args.compile and args.gradient_checkpointing:
+        raise ValueError("--compile and --gradient_checkpointing do not go together")
+    if args.compile:
+        check_compiler(device)
+        compile_methods(model, "hidden_states")
     model.recompute, config = args.gradient_checkpointing, model.config
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ from sentiment_data import (
 from sentiment_report import measure, predict, report, seeds_summary, write_predictions
 from tokenizer import AnyTokenizer
 from trainer import Progress, Trainer, TrainSettings, read_state
-from utils import DTYPES, autocast, set_up
+from utils import DTYPES, autocast, check_compiler, compile_methods, set_up
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
 IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len")
@@ -214,6 +214,8 @@ def prepare_training(args: argparse.Namespace) -> Callable[[], None]:
         raise ValueError("--seeds: one of them stands there twice")
     if args.option == "lora":
         apply_lora(copy.deepcopy(setting.llama), args.lora_rank, args.lora_alpha)  # refuses a rank that does not fit
+    if args.compile:
+        check_compiler(setting.device)
     identity = _identity(setting)
     for seed in seeds:
         folder = run_folder(args, seed)
@@ -258,6 +260,8 @@ def _train_one(
     args = setting.args
     torch.manual_seed(seed)
     model = build_classifier(setting)
+    if args.compile:
+        compile_methods(model.llama, "hidden_states", "hidden_states_at")
     log = RunLog(folder / "log.jsonl")
     workload = SentimentWorkload(setting, seed, lambda trained, path: _save_best(setting, trained, path))
     trainer = Trainer(

@@ -9,6 +9,7 @@ import contextlib
 import os
 
 import torch
+from torch import nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,3 +39,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compiles a trifle; raises ValueError, with torch's reason, where `torch.compile` finds no compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1.0)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        raise ValueError(f"--compile: {str(error).strip().splitlines()[0]}") from None
+
+
+def compile_methods(module: nn.Module, *names: str) -> None:
+    """Has `torch.compile` take over these methods of the module, for inputs of any shape, on their first call.
+
+    Names and places of parameters stay what they are.
+    """
+    for name in names:
+        setattr(module, name, torch.compile(getattr(module, name), dynamic=True))
