@@ -190,6 +190,12 @@ class Trainer:
         started = time.perf_counter() - self.progress.seconds
         begin, silent = self.progress.step, not distributed.is_first()
         bar = tqdm(total=self.total_steps, initial=begin, desc="training", unit="step", disable=silent)
+        with bar:
+            self._run(bar, started)
+        self.save()
+        return self.progress
+
+    def _run(self, bar: tqdm, started: float) -> None:
         while self.progress.epoch < self.settings.epochs and not self._ended():
             batches = self.workload.epoch(self.progress.epoch)
             while self.progress.place < len(batches) and not self._ended():
@@ -203,9 +209,6 @@ class Trainer:
                 self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
         if self.progress.skipped:
             bar.write(f"{self.progress.skipped} of {self.progress.step} steps overflowed float16 and were left out")
-        bar.close()
-        self.save()
-        return self.progress
 
     def _ended(self) -> bool:
         return self.progress.done or 0 < self.settings.patience <= self.progress.stale

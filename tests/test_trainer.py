@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
@@ -217,8 +218,13 @@ def test_a_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_pretraining_killed_in_the_middle_resumes_to_the_same_bits(tmp_path):
-    """The whole command, ended by SIGKILL at a moment nobody chose."""
+def logged_steps(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return max((record["step"] for record in run_log.read(log)), default=0) if log.exists() else 0
+
+
+def test_pretraining_killed_three_times_ends_with_the_same_bits(tmp_path):
+    """The whole command, ended by SIGKILL at random steps; the log too is that of a run that nobody stopped."""
     corpus = write_corpus(tmp_path / "corpus.txt", 120)
 
     def command(folder: str, *more: str) -> list[str]:
@@ -229,14 +235,21 @@ def test_pretraining_killed_in_the_middle_resumes_to_the_same_bits(tmp_path):
 
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command("whole"), check=True, **quiet)
-    with subprocess.Popen(command("killed"), **quiet) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "killed" / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.kill()
-    assert load_plain(tmp_path / "killed" / "last.pt")["progress"]["step"] < 100
+    total, killed = logged_steps(tmp_path / "whole"), tmp_path / "killed"
+    for part in range(3):
+        stop = random.randint(total * part // 4 + 4, total * (part + 1) // 4)
+        with subprocess.Popen(command("killed", "--resume"), **quiet) as process:
+            deadline = time.monotonic() + 120
+            while logged_steps(killed) < stop and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+            process.kill()
+        assert stop <= logged_steps(killed) < total, "it was not killed on its way"
+        assert load_plain(killed / "last.pt")["progress"]["step"] >= 3
     subprocess.run(command("killed", "--resume"), check=True, **quiet)
     states = [load_plain(tmp_path / name / "last.pt") for name in ("whole", "killed")]
     assert states[0]["progress"] | {"seconds": 0} == states[1]["progress"] | {"seconds": 0}
+    assert torch.equal(states[0]["random"][0]["cpu"], states[1]["random"][0]["cpu"])
     for name, tensor in states[0]["model"].items():
         assert torch.equal(tensor, states[1]["model"][name]), name
+    logs = [run_log.read(tmp_path / name / "log.jsonl") for name in ("whole", "killed")]
+    assert [r | {"seconds": 0} for r in logs[0]] == [r | {"seconds": 0} for r in logs[1]]
