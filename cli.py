@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -18,7 +20,7 @@ OPTIONS = {
     "finetune": "train the model and a head to classify sentences",
     "lora": "the same, training low-rank factors and the head alone",
     "tokenizer": "train a SentencePiece tokenizer on a corpus, or count its words",
-    "pretrain": "train a model from scratch on a corpus",
+    "pretrain": "train a model on a corpus: from scratch, or on from --pretrained-model-path",
     "vectors": "train FastText vectors of a vocabulary's words on a corpus",
     "evaluate": "bits per byte and perplexity of a model on a text",
     "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
@@ -90,7 +92,8 @@ class _Parser(argparse.ArgumentParser):
     """Answers a refused flag in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        say(f"{self.prog}: {message}")
+        self.exit(2)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -170,7 +173,8 @@ def _add_submission(group) -> None:
 def _add_corpus(group) -> None:
     add = group.add_argument
     add("--corpus", nargs="+", metavar="FILE",
-        help='text with lines <|endoftext|> between documents, or .jsonl with a field "text"')  # fmt: skip
+        help='text with lines <|endoftext|> between documents, .jsonl with a field "text", '
+             "or lines `label ||| sentence`, whose labels are left out")  # fmt: skip
     add("--valid", metavar="FILE", help="pretrain: text measured as training goes on; it chooses nothing")
     add("--embeddings", metavar="FILE",
         help="FastText vectors, .vec or .bin: vectors writes them, pretrain starts from them")  # fmt: skip
@@ -221,7 +225,9 @@ def _add_training(group) -> None:
     add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
     add("--gradient_checkpointing", type=count, nargs="?", const=1, default=0, metavar="LAYERS",
         help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="type of the matrix products; float16 scales the loss, and is slow on a CPU")  # fmt: skip
+    add("--compile", action="store_true", help="torch.compile the layers; takes a minute, and a C++ compiler")
     add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
         help="share of the documents that chooses the best checkpoint")  # fmt: skip
     add("--evaluate_every", type=count, default=0, metavar="N", help="steps between measurements; 0: each epoch")
@@ -249,7 +255,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in OPTION_DEFAULTS.get(args.option, {}).items():
         if name not in args.given:
             setattr(args, name, value)
-    missing = [f"--{name}" for name in REQUIRED.get(args.option, ()) if getattr(args, name) is None]
+    needed = REQUIRED.get(args.option, ())
+    if args.option == "pretrain" and "pretrained_model_path" in args.given:
+        needed = [name for name in needed if name != "tokenizer"]  # the checkpoint brings its own
+    missing = [f"--{name}" for name in needed if getattr(args, name) is None]
     if missing:
         parser.error(f"--option {args.option} needs {', '.join(missing)}")
     _check_output_names(parser, args)
@@ -265,6 +274,22 @@ def _check_output_names(parser: argparse.ArgumentParser, args: argparse.Namespac
             parser.error(f"--{split}_out must end in {' or '.join(endings)}, not {name}")
 
 
+def process_count() -> int:
+    """How many processes torchrun has started together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def say(line: str) -> None:
+    """One line on stderr. Of several processes the first alone speaks, and the others leave it the time to.
+
+    torchrun ends all of them as soon as one has ended.
+    """
+    if process_count() == 1 or os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+    else:
+        time.sleep(2.0)
+
+
 def carry_out(prog: str, prepare: Callable[[], Callable[[], None]]) -> int:
     """Prepares a task, which checks everything, and does its work; returns the exit code.
 
@@ -273,15 +298,15 @@ def carry_out(prog: str, prepare: Callable[[], Callable[[], None]]) -> int:
     try:
         work = prepare()
     except (ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return 2
     try:
         work()
     except OSError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; a training run goes on from its last saved state by --resume", file=sys.stderr)
+        say("\ninterrupted; a training run goes on from its last saved state by --resume")
         return 130
     return 0
 

@@ -1,11 +1,13 @@
 """Pretraining on text: `--option tokenizer` trains a tokenizer, `--option pretrain` a model.
 
     python run_llama.py --option pretrain --corpus TEXT --tokenizer models/mine.model --save_dir runs/mine
+    python run_llama.py --option pretrain --corpus TEXT --pretrained-model-path models/stories.pt --save_dir runs/more
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -13,8 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+import distributed
 import plots
 import run_log
 from checkpoint import read_checkpoint, save_checkpoint
@@ -25,11 +29,12 @@ from llama import Llama
 from losses import cross_entropy, token_nll
 from muon import Muon, muon_groups
 from optimizer import AdamW, decay_groups
+from pretrained import load_model
 from run_log import RunLog
 from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
 from trainer import Progress, Trainer, TrainSettings
-from utils import set_up
+from utils import check_compiler, compile_methods, set_up
 from word_tokenizer import SPECIAL, WordTokenizer, word_vocabulary
 
 CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta", "hidden_dim")
@@ -82,12 +87,14 @@ def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor
 
 
 def _mean_loss(model: Llama, batches: StoryBatches) -> float:
+    """Loss a token in nats; each process measures its share of the batches."""
     total = count = 0.0
-    for batch in batches.in_order():
+    for batch in distributed.share(batches.in_order()):
         hidden, targets = _run(model, batches, batch)
         total += token_nll(hidden, model.output.weight, targets).sum().item()
         count += batches.count(batch)
-    return total / count
+    total, count = distributed.sum_array(np.asarray([total, count]))
+    return float(total / count)
 
 
 def _validation(tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Namespace) -> StoryBatches | None:
@@ -100,10 +107,14 @@ def _validation(tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Nam
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
     """Checks and loads everything; returns what trains. Raises ValueError or OSError before any work is done."""
     device = set_up(args.seed, args.use_gpu, args.threads)
-    tokenizer = load_tokenizer(args.tokenizer)
-    fields = {name: getattr(args, name) for name in CONFIG_FLAGS}
-    config = LlamaConfig(vocab_size=tokenizer.n_words, tie_embeddings=not args.untied_output, **fields)
-    _check_embeddings(args, tokenizer)
+    begun = "pretrained_model_path" in args.given
+    model, tokenizer = _continued_model(args, device) if begun else _new_model(args, device)
+    if args.compile and args.gradient_checkpointing:
+        raise ValueError("--compile and --gradient_checkpointing do not go together")
+    if args.compile:
+        check_compiler(device)
+        compile_methods(model, "hidden_states")
+    model.recompute, config = args.gradient_checkpointing, model.config
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
@@ -112,9 +123,10 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     if (folder / "last.pt").exists() and not args.resume:
         raise ValueError(f"{folder} holds a run already: go on with it by --resume, or name another --save_dir")
     data = tokenise(args.corpus, tokenizer, folder / "cache")
-    model = _new_model(config, tokenizer, args).to(device)
     workload = StoryWorkload(data, tokenizer, config, args)
     identity = config.to_dict() | {name: getattr(args, name) for name in TRAINING_FLAGS} | {"data": data.digest}
+    if begun:
+        identity["pretrained"] = hashlib.sha256(Path(args.pretrained_model_path).read_bytes()).hexdigest()[:16]
     log = RunLog(folder / "log.jsonl")
     trainer = Trainer(model, _optimizer(model, args), workload, _settings(args), folder, device, log, identity)
     if args.resume and trainer.state_path.exists():
@@ -122,23 +134,49 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     return lambda: _train(trainer, model, args)
 
 
-def _check_embeddings(args: argparse.Namespace, tokenizer: AnyTokenizer) -> None:
+def _new_model(args: argparse.Namespace, device: torch.device) -> tuple[Llama, AnyTokenizer]:
+    """Fresh weights over --tokenizer; embeddings from --embeddings where it is given, and frozen if asked."""
+    tokenizer = load_tokenizer(args.tokenizer)
+    fields = {name: getattr(args, name) for name in CONFIG_FLAGS}
+    config = LlamaConfig(vocab_size=tokenizer.n_words, tie_embeddings=not args.untied_output, **fields)
     if args.freeze_embeddings and not args.untied_output:
         raise ValueError("--freeze_embeddings needs --untied_output: a tied output must learn")
     if args.embeddings is not None and not isinstance(tokenizer, WordTokenizer):
         raise ValueError(f"--embeddings are of words: {tokenizer.model_path} is no vocabulary of words (.json)")
-
-
-def _new_model(config: LlamaConfig, tokenizer: AnyTokenizer, args: argparse.Namespace) -> Llama:
-    """Fresh weights; embeddings from --embeddings where it is given, and frozen if asked."""
     model = Llama(config)
-    model.recompute = args.gradient_checkpointing
     if args.embeddings is not None:
         missing = fill_embeddings(model.tok_embeddings.weight, tokenizer.words, args.embeddings, len(SPECIAL))
         words = tokenizer.n_words - len(SPECIAL)
         print(f"{args.embeddings}: vectors of {words - missing} of {words} words; {missing} start at random")
     model.tok_embeddings.weight.requires_grad_(not args.freeze_embeddings)
-    return model
+    return model.to(device), tokenizer
+
+
+def _continued_model(args: argparse.Namespace, device: torch.device) -> tuple[Llama, AnyTokenizer]:
+    """The model of --pretrained-model-path as it is, but for a --dropout that is given.
+
+    Raises ValueError for a flag that asks for another shape than the checkpoint has.
+    """
+    if args.embeddings is not None:
+        raise ValueError("--embeddings are for a new model: --pretrained-model-path brings its own")
+    model, tokenizer, path = load_model(args, device)
+    tokenizer.max_len = None  # documents are not cut: long ones make several rows
+    config = model.config
+    for name in CONFIG_FLAGS:
+        own = config.ffn_dim if name == "hidden_dim" else getattr(config, name)
+        if name in args.given - {"dropout"} and getattr(args, name) != own:
+            raise ValueError(f"--{name} {getattr(args, name)}: {path} has {own}, and keeps it")
+    if args.untied_output and config.tie_embeddings:
+        raise ValueError(f"--untied_output: the output of {path} is tied to its embedding")
+    if args.freeze_embeddings and config.tie_embeddings:
+        raise ValueError(f"--freeze_embeddings: the output of {path} is tied to its embedding, and must learn")
+    if "dropout" in args.given:
+        config.dropout = args.dropout
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = args.dropout
+    model.tok_embeddings.weight.requires_grad_(not args.freeze_embeddings)
+    return model, tokenizer
 
 
 def _settings(args: argparse.Namespace) -> TrainSettings:
@@ -161,6 +199,8 @@ def _train(trainer: Trainer, model: Llama, args: argparse.Namespace) -> None:
     rows = len(workload.training.rows)
     print(f"{model.parameter_count():,} parameters, {rows:,} rows of text, {trainer.total_steps:,} steps")
     progress = trainer.fit()
+    if not distributed.is_first():
+        return
     plots.training_curves(folder / "log.jsonl", folder / "loss_curve.png")
     print(f"best held-out loss {-progress.best_score:.4f} nats a token; wrote {folder / 'best.pt'}")
     if args.export is not None:

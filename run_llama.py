@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 
 import cli
 
@@ -24,11 +25,23 @@ TASKS = {  # option: module and function that checks everything and returns the 
 }
 
 
+TOGETHER = ("pretrain", "finetune", "lora")  # what several processes can do, as torchrun starts them
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the task; see `cli.carry_out` for how it ends."""
     args = cli.parse_args(argv)
     module, function = TASKS[args.option]
-    return cli.carry_out("run_llama.py", lambda: getattr(importlib.import_module(module), function)(args))
+
+    def prepare() -> Callable[[], None]:
+        return getattr(importlib.import_module(module), function)(args)
+
+    def prepare_together() -> Callable[[], None]:
+        if args.option not in TOGETHER:
+            raise ValueError(f"--option {args.option} is for one process: start it without torchrun")
+        return importlib.import_module("distributed").prepare_together(prepare, args.use_gpu)
+
+    return cli.carry_out("run_llama.py", prepare if cli.process_count() == 1 else prepare_together)
 
 
 if __name__ == "__main__":

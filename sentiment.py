@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import distributed
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier
 from classifier_checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
 from files import check_writable, write_text
@@ -42,7 +43,7 @@ from sentiment_data import (
 from sentiment_report import measure, predict, report, seeds_summary, write_predictions
 from tokenizer import AnyTokenizer
 from trainer import Progress, Trainer, TrainSettings, read_state
-from utils import DTYPES, autocast, set_up
+from utils import DTYPES, autocast, check_compiler, compile_methods, set_up
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
 IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len")
@@ -143,11 +144,16 @@ def prepare_prompt(args: argparse.Namespace) -> Callable[[], None]:
 def _finish(
     setting: Setting, model: nn.Module, folder: Path, targets: dict[str, str | Path], suffix: str = ""
 ) -> dict[str, float]:
-    """Predicts both splits, writes and prints what there is to say of them, and returns the figures."""
-    result = {}
-    for split, target in targets.items():
-        examples, predictions = setting.splits[split], setting.predict(model, split)
-        write_predictions(target, examples, predictions, suffix)
+    """Predicts both splits, writes and prints what there is to say of them, and returns the figures.
+
+    Of several processes, only the first writes and has figures.
+    """
+    result, found = {}, {split: setting.predict(model, split) for split in targets}
+    if not distributed.is_first():
+        return result
+    for split, predictions in found.items():
+        examples = setting.splits[split]
+        write_predictions(targets[split], examples, predictions, suffix)
         lines, figures = report(split, examples, predictions, setting.label_names, folder)
         print("\n".join(lines))
         result |= figures
@@ -196,6 +202,8 @@ def prepare_training(args: argparse.Namespace) -> Callable[[], None]:
         raise ValueError("--optimizer: fine-tuning has AdamW alone")
     if args.calibrate or args.label_scoring != "course":
         raise ValueError("--calibrate and --label_scoring belong to --option prompt")
+    if args.pooling == "last_column" and distributed.size() > 1:
+        raise ValueError("--pooling last_column reads the padding of whole batches: start it without torchrun")
     setting = _set_up(args, ("train", "dev", "test"))
     for split in ("train", "dev"):
         if len(set(setting.splits[split].labels)) == 1:
@@ -206,6 +214,8 @@ def prepare_training(args: argparse.Namespace) -> Callable[[], None]:
         raise ValueError("--seeds: one of them stands there twice")
     if args.option == "lora":
         _adapt(copy.deepcopy(setting.llama), args)  # refuses a rank that does not fit
+    if args.compile:
+        check_compiler(setting.device)
     identity = _identity(setting)
     for seed in seeds:
         folder = run_folder(args, seed)
@@ -240,7 +250,7 @@ def _train_all(setting: Setting, seeds: list[int], identity: dict[str, Any]) -> 
         if place > 0:
             targets = {split: folder / Path(target).name for split, target in targets.items()}
         results.append(_train_one(setting, seed, folder, identity | {"seed": seed}, targets))
-    if len(seeds) > 1:
+    if len(seeds) > 1 and distributed.is_first():
         print("\n".join(seeds_summary(results, seeds)))
 
 
@@ -250,6 +260,8 @@ def _train_one(
     args = setting.args
     torch.manual_seed(seed)
     model = build_classifier(setting)
+    if args.compile:
+        compile_methods(model.llama, "hidden_states", "hidden_states_at")
     log = RunLog(folder / "log.jsonl")
     workload = SentimentWorkload(setting, seed, lambda trained, path: _save_best(setting, trained, path))
     trainer = Trainer(
@@ -258,7 +270,7 @@ def _train_one(
     )  # fmt: skip
     if args.resume and trainer.state_path.exists():
         trainer.resume()
-    else:
+    elif distributed.is_first():
         for left in ("last.pt", "best.pt", "merged.pt", "log.jsonl"):
             (folder / left).unlink(missing_ok=True)
     print(_trained_line(model))
@@ -319,6 +331,7 @@ def _restore_best(setting: Setting, model: LlamaEmbeddingClassifier, folder: Pat
     if setting.args.option == "lora":
         load_adapter(folder / "best.pt", model)
         merge_lora_weights(model)
-        save_classifier(folder / "merged.pt", model, setting.label_names, setting.tokenizer.model_path)
+        if distributed.is_first():
+            save_classifier(folder / "merged.pt", model, setting.label_names, setting.tokenizer.model_path)
         return model
     return load_classifier(folder / "best.pt")[0].to(setting.device)

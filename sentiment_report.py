@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 from tqdm import tqdm
 
+import distributed
 import plots
 from files import write_text
 from sentiment_data import Examples, SentenceBatches
@@ -27,15 +28,16 @@ def predict(model: nn.Module, batches: SentenceBatches, device: torch.device, as
     """The likeliest label (examples,) of every example, in the file's order.
 
     Batches are of like length, or, `as_filed`, of neighbours in the file: that matters to a model which reads
-    padding as text.
+    padding as text. Several processes share the batches, and each of them returns all predictions.
     """
     model.eval()
-    predictions = np.full(len(batches.examples), -1)
+    predictions = np.zeros(len(batches.examples), dtype=np.int64)
+    own = distributed.share(batches.as_filed() if as_filed else batches.in_order())
     with torch.inference_mode():
-        for batch in tqdm(batches.as_filed() if as_filed else batches.in_order(), desc="eval", leave=False):
+        for batch in tqdm(own, desc="eval", leave=False, disable=not distributed.is_first()):
             ids, _ = batches.tensors(batch)
             predictions[batch] = model(ids.to(device)).argmax(dim=1).cpu().numpy()
-    return predictions
+    return distributed.sum_array(predictions)
 
 
 def measure(examples: Examples, predictions: np.ndarray, num_labels: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,23 +20,35 @@ from losses import IGNORED
 from tokenizer import AnyTokenizer
 
 SEPARATOR = "<|endoftext|>"
+LABELLED = re.compile(r"-?\d+ *\|\|\| *")  # how each line of a file for fine-tuning begins
 WIDTH_STEP = 16  # widths are multiples of it: the kernels are built anew, and kept in memory, for each new shape
 
 
 def read_documents(path: str | Path) -> list[str]:
     """The documents of a text file (divided by lines `<|endoftext|>`) or of a `.jsonl` file (field "text").
 
-    Blank ones are left out. Raises OSError or ValueError for a file that cannot be read or holds no document.
+    Of a file all of whose lines are `label ||| sentence`, each sentence is one. Blank ones are left out.
+    Raises OSError or ValueError for a file that cannot be read or holds no document.
     """
-    text = read_text(check_readable(path))
+    text = read_text(check_readable(path)).removeprefix("\ufeff")
     if Path(path).suffix == ".jsonl":
         documents = _json_lines(path, text)
     else:
-        documents = text.replace("\r\n", "\n").split(SEPARATOR)
+        text = text.replace("\r\n", "\n")
+        documents = _sentences(text) or text.split(SEPARATOR)
     documents = [document.strip("\n") for document in documents if document.strip()]
     if not documents:
         raise ValueError(f"{path} holds no text")
     return documents
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of labelled lines; none if a single line is no such."""
+    if not LABELLED.match(text):
+        return []
+    lines = [line for line in text.split("\n") if line.strip()]
+    found = [LABELLED.match(line) for line in lines]
+    return [match.string[match.end() :].strip() for match in found] if all(found) else []
 
 
 def _json_lines(path: str | Path, text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The one training loop: accumulation, clipping, schedule, mixed precision, best and last checkpoint, resume.
 
-A task describes its work as a `Workload`; the loop knows nothing of texts or labels.
+A task describes its work as a `Workload`; the loop knows nothing of texts or labels. Under torchrun every process
+runs it: see `distributed`.
 
     python run_llama.py --option pretrain --help
 """
@@ -16,25 +17,31 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+import distributed
 from checkpoint import CheckpointError, load_plain, save_plain
 from run_log import RunLog
 from schedule import rate_factor
-from utils import autocast
+from utils import DTYPES, autocast
 
 STATE_FORMAT = "min-llama-training"
+NO_SCALING = GradScaler("cpu", enabled=False)
 
 
 class Workload(Protocol):
     """What a task gives the trainer."""
 
     def epoch(self, epoch: int) -> Sequence[Any]:
-        """The batches of an epoch, in order; a function of the epoch alone, so that a run can resume."""
+        """The batches of an epoch, in order; a function of the epoch alone, so that a run can resume.
+
+        Several processes share each of them: a batch is then an array of examples, which can be sliced.
+        """
 
     def count(self, batch: Any) -> int:
-        """How many targets a batch has."""
+        """How many targets a (whole) batch has."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The sum of the losses of a batch's targets."""
@@ -42,7 +49,7 @@ class Workload(Protocol):
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Measures the model on held-out data. `score` decides which one is kept: higher is better.
 
-        A true `done` ends the run: nothing is left to learn.
+        A true `done` ends the run: nothing is left to learn. Every process calls it; what the first returns counts.
         """
 
     def save_best(self, model: nn.Module, path: Path) -> None:
@@ -82,6 +89,7 @@ class Progress:
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0
     done: bool = False  # the workload found nothing left to learn
+    skipped: int = 0  # steps without an update: a gradient was not finite in float16
 
 
 def update(
@@ -91,22 +99,30 @@ def update(
     count: Callable[[Any], int],
     loss: Callable[[nn.Module, Any], Tensor],
     precision: Callable[[], AbstractContextManager] = nullcontext,
+    scaler: GradScaler = NO_SCALING,
 ) -> tuple[float, int]:
     """One optimizer step from a group of batches, each target weighing the same.
 
     `count` says how many targets a batch has, `loss` the sum of their losses. Returns the mean loss and the targets.
+    Each process works on its share of every batch; the targets are those of all of them. `scaler` enlarges the losses
+    of a float16 run, so that small gradients do not vanish, and leaves the step out where large ones overflow: in all
+    processes or in none, as they see the same sums.
     """
     model.train()
     targets = sum(count(batch) for batch in batches)
-    total = 0.0
-    for batch in batches:
+    total = torch.zeros((), device=next(model.parameters()).device)
+    for part in map(distributed.share, batches):
+        if distributed.size() > 1 and len(part) == 0:  # fewer examples than processes
+            continue
         with precision():
-            mean = loss(model, batch) / targets
-        mean.backward()
-        total += mean.item()
-    optimizer.step()
+            mean = loss(model, part) / targets
+        scaler.scale(mean).backward()
+        total += mean.detach()
+    total = distributed.sum_gradients(model.parameters(), total)
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return total, targets
+    return total.item(), targets
 
 
 def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +130,10 @@ def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     state = load_plain(path)
     if state.get("format") != STATE_FORMAT:
         raise CheckpointError(f"{path} is not the state of a training run")
+    if isinstance(state["random"], dict):  # as one process alone once wrote it
+        state["random"] = [state["random"]]
+    if (processes := len(state["random"])) != distributed.size():
+        raise CheckpointError(f"{path} was begun with {processes} process(es), not {distributed.size()}")
     for name, value in identity.items():
         if (begun_with := state["identity"].get(name)) != value:
             raise CheckpointError(f"{path} was begun with {name} {begun_with}, not {value}")
@@ -148,13 +168,16 @@ class Trainer:
         log_every: int = 1,
     ):
         self.model, self.optimizer, self.workload = model, optimizer, workload
-        self.settings, self.folder, self.device, self.log = settings, folder, device, log
+        self.settings, self.folder, self.device = settings, folder, device
+        self.log = log if distributed.is_first() else RunLog(None)
         self.identity, self.describe, self.log_every = identity | asdict(settings), describe, log_every
-        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+        self.dtype = DTYPES[settings.dtype]
+        self.scaler = GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         batches = [len(workload.epoch(epoch)) for epoch in range(settings.epochs)]  # not the same in every epoch
         self.total_steps = sum(-(-count // settings.accumulation) for count in batches)
+        distributed.own_random_state()
 
     @property
     def state_path(self) -> Path:
@@ -163,8 +186,16 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Trains to the end, or until patience is lost; returns where the run stands then."""
+        distributed.same_weights(self.model)
         started = time.perf_counter() - self.progress.seconds
-        bar = tqdm(total=self.total_steps, initial=self.progress.step, desc="training", unit="step")
+        begin, silent = self.progress.step, not distributed.is_first()
+        bar = tqdm(total=self.total_steps, initial=begin, desc="training", unit="step", disable=silent)
+        with bar:
+            self._run(bar, started)
+        self.save()
+        return self.progress
+
+    def _run(self, bar: tqdm, started: float) -> None:
         while self.progress.epoch < self.settings.epochs and not self._ended():
             batches = self.workload.epoch(self.progress.epoch)
             while self.progress.place < len(batches) and not self._ended():
@@ -176,9 +207,8 @@ class Trainer:
                 self._after_step(epoch_ends=self.progress.place >= len(batches), bar=bar)
             if self.progress.place >= len(batches):
                 self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
-        bar.close()
-        self.save()
-        return self.progress
+        if self.progress.skipped:
+            bar.write(f"{self.progress.skipped} of {self.progress.step} steps overflowed float16 and were left out")
 
     def _ended(self) -> bool:
         return self.progress.done or 0 < self.settings.patience <= self.progress.stale
@@ -188,7 +218,11 @@ class Trainer:
         if progress.step % self.log_every == 0:
             bar.update(progress.step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
-            self.log.write(step=progress.step, epoch=progress.epoch, loss=round(loss, 5), lr=rate)
+            float16 = {"scale": self.scaler.get_scale(), "skipped": progress.skipped}
+            self.log.write(
+                step=progress.step, epoch=progress.epoch, loss=round(loss, 5), lr=rate,
+                **(float16 if self.scaler.is_enabled() else {}),
+            )  # fmt: skip
 
     def _step(self, batches: Sequence[Any]) -> tuple[float, float]:
         """One update from a group of batches, each target weighing the same; returns the mean loss and the rate."""
@@ -198,10 +232,12 @@ class Trainer:
         )
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
+        scale = self.scaler.get_scale()
         total, targets = update(
             self.model, self.optimizer, batches, self.workload.count, self.workload.loss,
-            lambda: autocast(self.device, self.dtype),
+            lambda: autocast(self.device, self.dtype), self.scaler,
         )  # fmt: skip
+        progress.skipped += self.scaler.get_scale() < scale
         progress.step += 1
         progress.targets += targets
         return total, self.peak_rates[0] * factor
@@ -217,9 +253,10 @@ class Trainer:
         return self.progress.step % every == 0 if every else epoch_ends
 
     def _evaluate(self, bar: tqdm) -> None:
+        self._gather_tally()
         self.model.eval()
         with torch.no_grad(), autocast(self.device, self.dtype):
-            measured = self.workload.evaluate(self.model)
+            measured = distributed.gather(self.workload.evaluate(self.model))[0]
         progress = self.progress
         self.log.write(
             step=progress.step, epoch=progress.epoch, targets=progress.targets, seconds=progress.seconds, **measured
@@ -227,20 +264,31 @@ class Trainer:
         bar.write(self.describe(progress, measured))
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0
-            self.workload.save_best(self.model, self.folder / "best.pt")
+            if distributed.is_first():
+                self.workload.save_best(self.model, self.folder / "best.pt")
         else:
             progress.stale += 1
         progress.done = bool(measured.get("done", False))
 
+    def _gather_tally(self) -> None:
+        """What all processes have counted goes to the first."""
+        tally: dict[str, float] = getattr(self.workload, "tally", {})
+        everyone = distributed.gather(dict(tally))
+        for name in tally:
+            tally[name] = sum(one[name] for one in everyone) if distributed.is_first() else 0.0
+
     def save(self) -> None:
         """Writes all that a resumed run needs, atomically."""
+        self._gather_tally()
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {"format": STATE_FORMAT, "identity": self.identity, "progress": asdict(self.progress)}
-        state["tally"] = dict(getattr(self.workload, "tally", {}))
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
-        save_plain(state, self.state_path)
+        state |= {"tally": dict(getattr(self.workload, "tally", {})), "random": distributed.gather(random)}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state["scaler"] = self.scaler.state_dict()
+        if distributed.is_first():
+            save_plain(state, self.state_path)
 
     def resume(self) -> None:
         """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the run is another one."""
@@ -250,10 +298,13 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        torch.set_rng_state(state["random"]["cpu"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        random = state["random"][distributed.rank()]
+        torch.set_rng_state(random["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+            torch.cuda.set_rng_state(random["cuda"], self.device)
         self.progress = Progress(**state["progress"])
-        if state.get("tally"):
+        if state.get("tally") and distributed.is_first():
             self.workload.tally.update(state["tally"])
         self.log.cut_after(self.progress.step)

@@ -6,23 +6,32 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
+from torch import nn
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def set_up(seed: int, use_gpu: bool = False, threads: int | None = None) -> torch.device:
     """Seeds torch (fresh weights, dropout), sets the number of CPU threads if given, and returns the device.
 
-    Raises ValueError where a GPU is asked for and there is none.
+    Under torchrun each process has the GPU of its number on the machine. Raises ValueError where a GPU is asked for
+    and there is none.
     """
     if use_gpu and not torch.cuda.is_available():
         raise ValueError("--use_gpu: no CUDA device is available here; leave the flag out to run on the CPU")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_gpu and number >= torch.cuda.device_count():
+        raise ValueError(f"--use_gpu: {torch.cuda.device_count()} CUDA device(s) for more processes than that")
     torch.manual_seed(seed)
     if threads is not None:
         torch.set_num_threads(threads)
-    return torch.device("cuda" if use_gpu else "cpu")
+    if not use_gpu:
+        return torch.device("cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -30,3 +39,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compiles a trifle; raises ValueError, with torch's reason, where `torch.compile` finds no compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1.0)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        raise ValueError(f"--compile: {str(error).strip().splitlines()[0]}") from None
+
+
+def compile_methods(module: nn.Module, *names: str) -> None:
+    """Has `torch.compile` take over these methods of the module, for inputs of any shape, on their first call.
+
+    Names and places of parameters stay what they are.
+    """
+    for name in names:
+        setattr(module, name, torch.compile(getattr(module, name), dynamic=True))

@@ -55,6 +55,37 @@ def test_a_folder_with_a_run_is_not_overwritten(corpus, tmp_path, capsys):
     assert "begun with lr 0.003, not 0.1" in capsys.readouterr().err
 
 
+def test_a_full_disk_leaves_a_run_that_goes_on(corpus, tmp_path, capsys, monkeypatch):
+    save, written = torch.save, []
+
+    def filling_up(content, path):
+        written.append(path)
+        if len(written) > 3:
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    often = ("--save_every", "2", "--evaluate_every", "1000")
+    assert run_llama.main(flags(corpus, tmp_path / "whole", *often)) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", filling_up)
+        assert run_llama.main(flags(corpus, tmp_path / "run", *often)) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "run_llama.py: [Errno 28] No space left on device"
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["step"] == 6
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert run_llama.main(flags(corpus, tmp_path / "run", *often, "--resume")) == 0
+    ends = [torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "run")]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_a_run_is_not_resumed_with_another_vocabulary(corpus, tmp_path, capsys):
+    other = ["--tokenizer", str(tmp_path / "small.model")]
+    assert run_llama.main(["--option", "tokenizer", "--corpus", str(corpus), "--vocab_size", "330", *other]) == 0
+    assert run_llama.main(flags(corpus, tmp_path / "run")) == 0
+    assert run_llama.main([*flags(corpus, tmp_path / "run", "--resume"), *other]) == 2
+    assert "begun with vocab_size 4096, not 330" in capsys.readouterr().err
+
+
 def test_a_tokenizer_is_trained_with_llamas_ids(corpus, tmp_path):
     target = tmp_path / "small.model"
     wanted = ["--option", "tokenizer", "--corpus", str(corpus), "--tokenizer", str(target), "--vocab_size", "330"]
@@ -105,12 +136,17 @@ def test_evaluate_prints_and_saves(tmp_path, corpus, capsys):
         (["--n_kv_heads", "3"], "not a multiple"),
         (["--dim", "12", "--n_heads", "4"], "is odd"),
         (["--corpus", "nothing.txt"], "no such file"),
+        (["--corpus", "empty.txt"], "empty.txt holds no text"),
+        (["--corpus", "latin1.txt"], "latin1.txt is not UTF-8 text: byte 5 is 0xe9"),
         (["--tokenizer", "nothing.model"], "no tokenizer"),
         (["--export", "no/such/folder/m.pt"], "there is no folder"),
     ],
 )
-def test_bad_input_is_refused(corpus, tmp_path, capsys, more, reason):
+def test_bad_input_is_refused(corpus, tmp_path, capsys, monkeypatch, more, reason):
     assert CONFIG.n_heads == 4
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_bytes(b" \n<|endoftext|>\n")
+    (tmp_path / "latin1.txt").write_bytes("A café.\n".encode("latin-1"))
     assert run_llama.main([*flags(corpus, tmp_path / "run"), *more]) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
@@ -136,3 +172,15 @@ def test_validation_is_measured_and_recomputed_training_is_the_same(corpus, tmp_
 
 def test_positions_that_no_width_divides(corpus, tmp_path):
     assert run_llama.main(flags(corpus, tmp_path / "run", "--max_seq_len", "13", "--epochs", "1")) == 0
+
+
+def test_float16_trains_as_float32(corpus, tmp_path):
+    logs = []
+    for dtype in ("float32", "float16"):
+        more = ("--dtype", dtype, "--dropout", "0", "--optimizer", "adamw", "--epochs", "1")
+        assert run_llama.main(flags(corpus, tmp_path / dtype, *more)) == 0
+        logs.append(run_log.read(tmp_path / dtype / "log.jsonl"))
+    assert logs[1][-2]["skipped"] == 0 and logs[1][-2]["scale"] == 65536.0
+    for plain, half in zip(*logs, strict=True):
+        name = "loss" if "loss" in plain else "held_out_loss"
+        assert half[name] == pytest.approx(plain[name], abs=5e-3)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losses import IGNORED
+from losses import IGNORED, token_nll
 from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
+from tests.oracles import random_llama
 from tests.tiny import TOKENIZER, stories, write_corpus
 from tokenizer import load_tokenizer
 
@@ -16,6 +18,13 @@ from tokenizer import load_tokenizer
 def token_file(lengths: list[int]) -> TokenFile:
     """Documents whose ids count on without a repeat, so that every token can be told from every other."""
     return TokenFile(np.arange(1, sum(lengths) + 1, dtype=np.uint32), np.cumsum([0, *lengths], dtype=np.int64))
+
+
+def data_of(batch: np.ndarray, batches: StoryBatches) -> list[set[int]]:
+    """For each row of a batch all the tokens of the one document that it is of."""
+    data = batches.data
+    documents = np.searchsorted(data.offsets, batches.rows[batch, 0], side="right") - 1
+    return [set(data.tokens[data.offsets[number] : data.offsets[number + 1]].tolist()) for number in documents]
 
 
 @given(
@@ -33,6 +42,8 @@ def test_every_next_token_is_a_target_exactly_once(lengths, max_seq_len, tokens_
         kept = targets != IGNORED
         assert int(kept.sum()) == batches.count(batch)
         assert tokens.shape[0] == 1 or tokens.numel() <= tokens_per_batch
+        for row, limits in zip(tokens, data_of(batch, batches), strict=True):
+            assert set(row[row > 0].tolist()) <= limits  # nothing of another document is in reach
         pairs += list(zip(tokens[kept].tolist(), targets[kept].tolist(), strict=True))
     expected = [
         (int(token), int(token) + 1)
@@ -40,6 +51,23 @@ def test_every_next_token_is_a_target_exactly_once(lengths, max_seq_len, tokens_
         for token in data.tokens[start : end - 1]
     ]
     assert sorted(pairs) == expected
+
+
+def test_a_document_costs_in_a_batch_what_it_costs_alone():
+    """No padding and no neighbour changes a document's loss."""
+    model = random_llama(vocab_size=4096, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=128)
+    data = encode_documents(stories(12), load_tokenizer(TOKENIZER))
+    batches = StoryBatches(data, np.arange(12), 128, 100_000, seed=0)
+    (batch,) = batches.epoch(0)
+    tokens, targets = batches.tensors(batch)
+    with torch.no_grad():
+        hidden = model.hidden_states(tokens)
+        together = token_nll(hidden.flatten(0, 1), model.output.weight, targets.flatten()).view(targets.shape).sum(1)
+        for place, number in enumerate(batch):
+            ids = torch.from_numpy(data.tokens[data.offsets[number] : data.offsets[number + 1]].astype(np.int64))
+            logits = model(ids[None, :-1], targets=ids[None, 1:])[0][0]
+            alone = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum")
+            assert together[place].item() / len(ids) == pytest.approx(alone.item() / len(ids), abs=1e-5)
 
 
 def test_an_epoch_depends_on_seed_and_number_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
 import run_log
 from checkpoint import CheckpointError, load_plain, save_plain
@@ -17,7 +19,7 @@ from optimizer import AdamW
 from run_log import RunLog
 from schedule import rate_factor
 from tests.tiny import ROOT, TOKENIZER, write_corpus
-from trainer import Trainer, TrainSettings
+from trainer import NO_SCALING, Trainer, TrainSettings, update
 
 CPU = torch.device("cpu")
 
@@ -95,9 +97,11 @@ class StopError(Exception):
     """Stands for whatever ends a run."""
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 6, 7, 13])
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
-    options = {"accumulation": 1, "schedule": "linear", "save_every": 2, "evaluate_every": 3}
+@pytest.mark.parametrize(
+    ("stop_at", "dtype"), [*((stop, "float32") for stop in (1, 5, 6, 7, 13)), (7, "float16")]
+)
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at, dtype):
+    options = {"accumulation": 1, "schedule": "linear", "save_every": 2, "evaluate_every": 3, "dtype": dtype}
     whole = trainer_of(tmp_path / "whole", **options)
     whole.fit()
     broken = trainer_of(tmp_path / "broken", **options)
@@ -122,8 +126,41 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
     logs = [run_log.read(tmp_path / name / "log.jsonl") for name in ("whole", "broken")]
     for record in logs[0] + logs[1]:
         record.pop("seconds", None)
+    states = [load_plain(tmp_path / name / "last.pt") for name in ("whole", "broken")]
+    assert states[0]["scaler"] == states[1]["scaler"]
     if stop_at >= 2:  # before the first saved state a run begins anew, and its log with it
         assert logs[0] == logs[1]
+
+
+def test_float16_leaves_out_the_steps_that_overflow_and_counts_them(tmp_path):
+    trainer = trainer_of(tmp_path, dropout=0.0, dtype="float16", epochs=2)
+    begin = weights(trainer)
+    for batch in trainer.workload.epoch(0):  # residuals of about 1: 65536 times their gradient is infinite
+        trainer._step([batch])
+        if trainer.progress.skipped == trainer.progress.step:
+            assert weights(trainer) == begin
+    skipped = trainer.progress.skipped
+    assert 0 < skipped < 6 and weights(trainer) != begin
+    assert trainer.scaler.get_scale() == 65536.0 / 2**skipped
+    trainer.fit()
+    last = [record for record in run_log.read(tmp_path / "log.jsonl") if "loss" in record][-1]
+    assert (last["skipped"], last["scale"]) == (trainer.progress.skipped, trainer.scaler.get_scale())
+    assert load_plain(trainer.state_path)["scaler"]["scale"] == last["scale"]
+
+
+def test_float16_gradients_too_small_for_it_are_not_lost():
+    def moved(scaler) -> float:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        before = model.weight.detach().clone()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e9)
+        loss = lambda model, rows: 1e-9 * model(rows).float().sum()  # noqa: E731
+        half = lambda: torch.autocast("cpu", torch.float16)  # noqa: E731
+        update(model, optimizer, [torch.ones(2, 4)], len, loss, half, scaler)
+        return (before - model.weight.detach()).mean().item()
+
+    assert moved(NO_SCALING) == 0.0
+    assert moved(GradScaler("cpu")) == pytest.approx(1.0, rel=1e-2)
 
 
 def test_the_best_score_is_kept_and_patience_ends_the_run(tmp_path):
@@ -181,8 +218,13 @@ def test_a_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_pretraining_killed_in_the_middle_resumes_to_the_same_bits(tmp_path):
-    """The whole command, ended by SIGKILL at a moment nobody chose."""
+def logged_steps(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return max((record["step"] for record in run_log.read(log)), default=0) if log.exists() else 0
+
+
+def test_pretraining_killed_three_times_ends_with_the_same_bits(tmp_path):
+    """The whole command, ended by SIGKILL at random steps; the log too is that of a run that nobody stopped."""
     corpus = write_corpus(tmp_path / "corpus.txt", 120)
 
     def command(folder: str, *more: str) -> list[str]:
@@ -193,14 +235,21 @@ def test_pretraining_killed_in_the_middle_resumes_to_the_same_bits(tmp_path):
 
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command("whole"), check=True, **quiet)
-    with subprocess.Popen(command("killed"), **quiet) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "killed" / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.kill()
-    assert load_plain(tmp_path / "killed" / "last.pt")["progress"]["step"] < 100
+    total, killed = logged_steps(tmp_path / "whole"), tmp_path / "killed"
+    for part in range(3):
+        stop = random.randint(total * part // 4 + 4, total * (part + 1) // 4)
+        with subprocess.Popen(command("killed", "--resume"), **quiet) as process:
+            deadline = time.monotonic() + 120
+            while logged_steps(killed) < stop and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+            process.kill()
+        assert stop <= logged_steps(killed) < total, "it was not killed on its way"
+        assert load_plain(killed / "last.pt")["progress"]["step"] >= 3
     subprocess.run(command("killed", "--resume"), check=True, **quiet)
     states = [load_plain(tmp_path / name / "last.pt") for name in ("whole", "killed")]
     assert states[0]["progress"] | {"seconds": 0} == states[1]["progress"] | {"seconds": 0}
+    assert torch.equal(states[0]["random"][0]["cpu"], states[1]["random"][0]["cpu"])
     for name, tensor in states[0]["model"].items():
         assert torch.equal(tensor, states[1]["model"][name]), name
+    logs = [run_log.read(tmp_path / name / "log.jsonl") for name in ("whole", "killed")]
+    assert [r | {"seconds": 0} for r in logs[0]] == [r | {"seconds": 0} for r in logs[1]]
