@@ -5,6 +5,8 @@ The oracle of everything here is the same model run without a cache (`decoding.g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,17 @@ class KVCache:
         self.keys[layer_id, :, :, self.length : end] = key
         self.values[layer_id, :, :, self.length : end] = value
         return self.keys[layer_id, :, :, :end], self.values[layer_id, :, :, :end]
+
+    def slots(self, place: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For each layer the places (batch, n_kv_heads, head_dim) of a key and a value, and all of them so far.
+
+        Raises ValueError when the cache is full.
+        """
+        if place >= self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {place + 1} were asked for")
+        new = (kept.select(3, place).unbind() for kept in (self.keys, self.values))
+        seen = (kept.narrow(3, 0, place + 1).unbind() for kept in (self.keys, self.values))
+        return zip(*new, *seen, strict=True)
 
     def advance(self, new: int) -> None:
         """Counts `new` tokens as seen, after every layer has written them."""

@@ -257,10 +257,13 @@ class Llama(LlamaPreTrainedModel):
         logits = self.output(hidden[:, -1:] if targets is None else hidden)
         return logits, hidden
 
-    def step(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None) -> Tensor:
-        """Logits (batch, 1, vocab_size) after one more token a row, tokens (batch, 1); lean where that is prepared."""
+    def step(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None, greedy: bool = False) -> Tensor:
+        """Logits (batch, 1, vocab_size) after one more token a row, tokens (batch, 1); lean where that is prepared.
+
+        Where `greedy` only each row's largest logit is sure to be exact, and to be the largest.
+        """
         if self.lean_step is not None:
-            return self.lean_step(tokens, cache, padding_mask)
+            return self.lean_step(tokens, cache, padding_mask, greedy)
         return self(tokens, cache=cache, padding_mask=padding_mask)[0]
 
     def generate(

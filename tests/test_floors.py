@@ -13,7 +13,7 @@ from tests.tiny import ROOT
 
 FLOORS = {
     0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log"
-    " positions word_tokenizer norms submission_files",
+    " positions word_tokenizer norms submission_files products",
     1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
     " masks gradient_checkpointing fasttext_vectors submission_zip",
     2: "base_llama llama decoding lean_step",
