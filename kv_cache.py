@@ -65,6 +65,24 @@ class KVCache:
             new[filled] = old[filled][:, rows]
             setattr(self, name, new)
 
+    def shift(self, by: int) -> None:
+        """Moves all rows by so many columns to the right, or to the left if negative; what falls out is forgotten.
+
+        The first columns then hold nothing that may be seen. Raises ValueError where the cache is too small.
+        """
+        if self.length + by > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {self.length + by} were asked for")
+        for kept in (self.keys, self.values):
+            moved = kept[:, :, :, max(0, -by) : self.length].clone()
+            kept[:, :, :, max(0, by) : self.length + by] = moved
+        self.length += by
+
+    def put(self, row: int, other: KVCache) -> None:
+        """Writes the one row of another cache, of no more tokens, into `row`, so that it ends where all end."""
+        columns = slice(self.length - other.length, self.length)
+        self.keys[:, row, :, columns] = other.keys[:, 0, :, : other.length]
+        self.values[:, row, :, columns] = other.values[:, 0, :, : other.length]
+
     def clear(self) -> None:
         """Forgets all tokens; the memory stays."""
         self.length = 0
