@@ -64,7 +64,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     continuations = _continuations(args)
     kind = _kind(args)
     device = set_up(args.seed, args.use_gpu, args.threads)
-    model, tokenizer, path = load_model(args, device)
+    model, tokenizer, path = load_model(args, device, mapped=False)  # so that a weight laid out anew leaves
     make_lean(model, kind)
     print(f"load model from {path}")
     if args.threads is None and device.type == "cpu":

@@ -83,10 +83,12 @@ class LeanStep:
             raise ValueError(f"no lean step in {kind} for this configuration")
         self.config: LlamaConfig = model.config
         self.model, self.kind = model, kind
+        self.output = self._product([model.output])  # the largest first, while the least is held beside it
+        if model.config.tie_embeddings:
+            model.tok_embeddings.weight = model.output.weight  # laid out anew, perhaps
+        self.screen = self._screen(model.output.weight.detach(), screened)
         self.layers = [self._layer(layer) for layer in model.layers]
         self.norm = normaliser(model.norm)
-        self.output = self._product([model.output], keep=model.config.tie_embeddings)
-        self.likeliest = self._likeliest(model.output.weight.detach(), screened)
         self.turn = torch.complex(model.rope_cos, model.rope_sin)  # (max_seq_len, head_dim / 2)
         self.places: Places | None = None
 
@@ -100,19 +102,20 @@ class LeanStep:
         ]
         return (normaliser(layer.attention_norm), normaliser(layer.ffn_norm), *products)
 
-    def _product(self, linears: Sequence[nn.Linear], keep: bool = False) -> Dense | Packed:
-        """The product with these layers' weights; a tied output's rows stay as they are, for they are looked up."""
+    def _product(self, linears: Sequence[nn.Linear]) -> Dense | Packed:
+        """The product with these layers' weights."""
         if self.kind in PACKED:
-            return PACKED[self.kind](torch.cat([linear.weight.detach() for linear in linears]))
-        weight = linears[0].weight.detach().T.contiguous() if keep else joined(linears)
+            weights = [linear.weight.detach() for linear in linears]
+            return PACKED[self.kind](torch.cat(weights) if len(weights) > 1 else weights[0])
+        weight = joined(linears)
         return (Narrow if weight.shape[1] <= Narrow.WIDEST else Dense)(weight)
 
-    def _likeliest(self, weight: Tensor, screened: int) -> Callable[[Tensor], Tensor]:
-        """The output product where only the largest logit must be exact: weight is (vocab_size, dim)."""
+    def _screen(self, weight: Tensor, screened: int) -> Screened | None:
+        """What finds the largest logit with few of the output's bytes, where that pays; weight is (vocab_size, dim)."""
         quantised = torch.backends.quantized.engine in ("x86", "fbgemm")
         if self.kind == "float32" and weight.dtype == torch.float32 and weight.numel() >= screened and quantised:
-            return Screened(weight, self.output)
-        return self.output
+            return Screened(weight)
+        return None
 
     @torch.inference_mode()
     def __call__(
@@ -131,7 +134,8 @@ class LeanStep:
         for layer, cached in zip(self.layers, cache.slots(place), strict=True):
             self._run(layer, x, turn, mask, *cached)
         cache.advance(1)
-        return (self.likeliest if greedy else self.output)(self.norm(x))[:, None]
+        x = self.norm(x)
+        return (self.screen(x, self.output) if greedy and self.screen else self.output(x))[:, None]
 
     def _run(self, layer: tuple, x: Tensor, turn: Tensor, mask: Tensor | None, *cached: Tensor) -> None:
         """Adds one layer to x (batch, dim); `cached` is what `KVCache.slots` gives for the layer."""

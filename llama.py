@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import decoding
-from base_llama import LlamaPreTrainedModel
+from base_llama import LlamaPreTrainedModel, Undrawn
 from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
 from gradient_checkpointing import run_recomputed
@@ -338,7 +338,7 @@ def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:
 
 def from_checkpoint(found: Checkpoint) -> Llama:
     """Builds the model of a checkpoint, taking over its tensors (no copy where they are memory-mapped)."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = Llama(found.config)
     state = dict(found.state_dict)
     if found.config.tie_embeddings:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+AT_ONCE = 4096  # rows that are worked on at a time, so that no second copy of a large weight is ever there
+
 
 class Dense:
     """x · weight with weight (in, out) as it is: transposed, which a product with a single row reads fastest."""
@@ -91,21 +93,25 @@ def bfloat16(weight: Tensor) -> Packed:
 
 def int8(weight: Tensor) -> Packed:
     """Weight (out, in) in int8 with a scale for each output; x in 8 bits as it comes, with one scale a call."""
-    return _int8_of(_rounded(weight))
+    packed, seven_bits = torch.ops.quantized.linear_prepack(_rounded(weight), None), saturates()
+    return Packed(lambda x: torch.ops.quantized.linear_dynamic(x, packed, seven_bits))
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """What 1 of each row's int8 stands for: (out,)."""
+    return (torch.linalg.vector_norm(weight, ord=torch.inf, dim=1) / 127.0).clamp(min=1e-12)
 
 
 def _rounded(weight: Tensor) -> Tensor:
     """The quantised tensor, symmetric, one scale a row."""
-    scales = (weight.abs().amax(dim=1).double() / 127.0).clamp(min=1e-12)
-    zeros = torch.zeros(len(weight), dtype=torch.long)
+    scales, whole = _scales(weight), torch.empty(weight.shape, dtype=torch.int8)
+    for some in range(0, len(weight), AT_ONCE):
+        rows = slice(some, some + AT_ONCE)
+        whole[rows] = (weight[rows].float() / scales[rows, None]).round_()
     with warnings.catch_warnings():  # torch means to drop such tensors; their kernels are its fastest
         warnings.simplefilter("ignore", UserWarning)
-        return torch.quantize_per_channel(weight.float().contiguous(), scales, zeros, 0, torch.qint8)
-
-
-def _int8_of(rounded: Tensor) -> Packed:
-    packed, seven_bits = torch.ops.quantized.linear_prepack(rounded, None), saturates()
-    return Packed(lambda x: torch.ops.quantized.linear_dynamic(x, packed, seven_bits))
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        return torch._make_per_channel_quantized_tensor(whole, scales.double(), zeros, 0)
 
 
 @cache
@@ -127,16 +133,17 @@ class Screened:
     SLACK = 1.001  # for the rounding of the bound itself
     MANY = 64  # one output in so many computed exactly: beyond that the whole product is no slower
 
-    def __init__(self, weight: Tensor, whole: Dense):
-        self.weight, self.whole = weight, whole
-        rounded = _rounded(weight)
-        self.screen, self.seven_bits = _int8_of(rounded), saturates()
-        parts = zip(weight.split(4096), rounded.dequantize().split(4096), strict=True)
-        norms = [torch.stack([(part - near).norm(dim=1), near.norm(dim=1)]) for part, near in parts]
+    def __init__(self, weight: Tensor):
+        self.screen, self.seven_bits = int8(weight), saturates()
+        norms = []
+        for part in weight.split(AT_ONCE):
+            scales = _scales(part)[:, None]
+            near = (part / scales).round_().mul_(scales)
+            norms.append(torch.stack([(part - near).norm(dim=1), near.norm(dim=1)]))
         self.norms = torch.cat(norms, dim=1) * self.SLACK  # (2, out): ‖Δw‖, ‖ŵ‖
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(rows, out), new."""
+    def __call__(self, x: Tensor, whole: Dense) -> Tensor:
+        """(rows, out), new; `whole` is the product itself."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             near = torch.quantize_per_tensor_dynamic(x, torch.quint8, self.seven_bits).dequantize()
@@ -145,6 +152,6 @@ class Screened:
         floor = (found - off).amax(dim=1, keepdim=True)
         rows, places = torch.nonzero(found + off >= floor, as_tuple=True)
         if len(rows) * self.MANY > found.numel():
-            return self.whole(x)
-        found[rows, places] = (self.weight[places] * x[rows]).sum(dim=1)
+            return whole(x)
+        found[rows, places] = (whole.weight.T[places] * x[rows]).sum(dim=1)
         return found

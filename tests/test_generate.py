@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -166,6 +167,13 @@ def test_ctrl_c_keeps_what_is_on_screen_and_writes_no_half_file(checkpoint, tmp_
     shown = capsys.readouterr()
     assert generate.SENTENCE in shown.out and "interrupted" in shown.err
     assert not list(tmp_path.glob("generated-*")) and not list(tmp_path.glob(".gen*"))
+
+
+def test_a_model_is_loaded_without_the_compiler(checkpoint):
+    asked = "import sys, llama; llama.load_pretrained('tiny.pt'); print('torch._dynamo' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process there")

@@ -75,7 +75,7 @@ def test_the_likeliest_tokens_are_found_without_most_logits(fields):
     plain = random_llama(**(SMALL | {"vocab_size": 4000} | fields))
     lean = copy.deepcopy(plain)
     lean.lean_step = LeanStep(lean, screened=0)
-    assert isinstance(lean.lean_step.likeliest, Screened)
+    assert isinstance(lean.lean_step.screen, Screened)
     prompts = [[5, 600, 7], [3999], [1, 2, 3, 4]]
     assert run(lean, prompts, 60, Sampler(0.0)) == run(plain, prompts, 60, Sampler(0.0))
     assert run(lean, prompts, 20, Sampler(1.0)) == run(plain, prompts, 20, Sampler(1.0))

@@ -74,7 +74,7 @@ def test_the_screened_largest_is_that_of_the_whole_product(rows, seed, outer, ki
     elif kind == "equal":
         weight[:] = weight[0]
     whole = Dense(weight.T.contiguous())
-    exact, found = whole(x), Screened(weight, whole)(x)
+    exact, found = whole(x), Screened(weight)(x, whole)
     best = found.argmax(dim=1, keepdim=True)
     torch.testing.assert_close(exact.gather(1, best), exact.amax(dim=1, keepdim=True), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.gather(1, best), exact.amax(dim=1, keepdim=True), rtol=1e-5, atol=1e-5)
@@ -83,9 +83,9 @@ def test_the_screened_largest_is_that_of_the_whole_product(rows, seed, outer, ki
 def test_the_screen_computes_few_outputs_and_its_bound_holds(monkeypatch):
     x, weight = drawn(0, 3, inner=128, outer=20000)
     whole = Dense(weight.T.contiguous())
-    screened, exact = Screened(weight, whole), whole(x)
+    screened, exact = Screened(weight), whole(x)
     monkeypatch.setattr(Dense, "__call__", lambda *arguments: pytest.fail("the whole product was computed"))
-    found = screened(x)
+    found = screened(x, whole)
     sizes = torch.stack([x.norm(dim=1), torch.full((3,), float(x.max() - x.min()) / 255 * 128**0.5)], dim=1)
     assert ((found - exact).abs() <= sizes @ screened.norms).all()
     assert ((found - exact).abs() > 1e-4).float().mean() > 0.9  # most are int8's alone
