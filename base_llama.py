@@ -8,11 +8,25 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from config import LlamaConfig
 
 RESIDUAL_PROJECTIONS = ("compute_output.weight", "w2.weight")
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it weights are left as they are where they would be drawn: for a model whose weights come from a file.
+
+    On torch's meta device a draw from a normal distribution would import the compiler: a second, and 70 MB.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Calls anything but the draws that modules make of their own accord."""
+        if func in (nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class LlamaPreTrainedModel(nn.Module):

@@ -38,19 +38,19 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
 
 
-def read_checkpoint(path: str | os.PathLike, norm: str | None = None) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike, norm: str | None = None, mapped: bool = True) -> Checkpoint:
     """Reads the project's `.pt`, the course's, llama2.c's `.pt` or llama2.c's legacy `.bin` (version 0).
 
     `norm` overrides the norm of a checkpoint that does not say which one it was trained with. Tensors are
-    memory-mapped where the file allows. Raises OSError for a file that cannot be read and CheckpointError for one
-    that is cut short, foreign, or lacks or adds a tensor.
+    memory-mapped where the file allows, unless `mapped=False` asks for memory of its own for each. Raises OSError for
+    a file that cannot be read and CheckpointError for one that is cut short, foreign, or lacks or adds a tensor.
     """
     path = check_readable(path)
     if path.suffix == ".bin":
         config, state = _read_bin(path)
         found = Checkpoint(config, state, tokenizer=_beside(path, "tokenizer.bin"))
         return _checked(path, found, norm)
-    content = load_plain(path)
+    content = load_plain(path, mapped)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a checkpoint of a model")
     if content.get("format") == FORMAT:
@@ -77,14 +77,14 @@ def save_plain(content: dict, path: str | os.PathLike) -> None:
         torch.save(content, temporary)
 
 
-def load_plain(path: str | os.PathLike) -> dict:
-    """`torch.load` of tensors and plain types only, memory-mapped where the file allows.
+def load_plain(path: str | os.PathLike, mapped: bool = True) -> dict:
+    """`torch.load` of tensors and plain types only, memory-mapped where the file allows and `mapped` asks for it.
 
     Raises CheckpointError for a file that is cut short, is no torch file, or would run code when unpickled.
     """
     path = check_readable(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and _is_zip(path))
     except pickle.UnpicklingError as error:
         reason = "it holds more than tensors and plain types" if "Weights only" in str(error) else "no torch file"
         raise CheckpointError(f"{path} was not loaded: {reason}") from None

@@ -32,7 +32,7 @@ FINETUNING = {  # the course's recipe: AdamW and nothing else
     "max_grad_norm": None,
 }  # fmt: skip
 OPTION_DEFAULTS = {  # where a task's default is not the one shown
-    "generate": {"threads": 1},  # a few rows at a time: spinning threads cost more than they bring
+    "generate": {"batch_size": 32},
     "pretrain": {"epochs": 7, "lr": 3e-3},
     "prompt": {"save_dir": "runs"},
     "finetune": FINETUNING,
@@ -113,7 +113,7 @@ def _add_common(group) -> None:
     add("--max_sentence_len", type=positive, metavar="N", help="cut texts after N pieces")
     add("--seed", type=int, default=1337, help="seed of every random draw")
     add("--use_gpu", action="store_true", help="run on the first CUDA device")
-    add("--threads", type=positive, metavar="N", help="CPU threads (generate: 1; elsewhere torch chooses)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (generate: measured first; else torch chooses)")
 
 
 def _add_generate(group) -> None:
@@ -124,7 +124,8 @@ def _add_generate(group) -> None:
         help="where the sampled continuation goes")  # fmt: skip
     add("--prompt", metavar="TEXT",
         help="continue this in place of the course's sentence; empty: from BOS alone; addition: asks it")  # fmt: skip
-    add("--prompt_file", metavar="FILE", help="continue each line of this file, all at once")
+    add("--prompt_file", metavar="FILE", help="continue each line of this file, --batch_size at once")
+    add("--num_samples", type=positive, default=1, metavar="N", help="so many draws for each prompt, seeds following")
     add("--max_new_tokens", type=count, default=75, metavar="N", help="tokens to add")
     add("--temperature", type=rate, metavar="T", help="one continuation at this temperature, not one at 0 and one at 1")
     add("--top_p", type=number(float, 0.0, 1.0, above=True), default=0.95, metavar="P",
@@ -147,7 +148,7 @@ def _add_sentiment(group) -> None:
     for split in ("dev", "test"):
         add(f"--{split}_out", default=f"cfimdb-{split}-prompting-output.txt", metavar="FILE",
             help=f"where the predictions go; must end in {split}-prompting-output.txt (finetuning, lora)")  # fmt: skip
-    add("--batch_size", type=positive, default=8, metavar="N", help="sentences a batch")
+    add("--batch_size", type=positive, default=8, metavar="N", help="sentences a batch (generate: 32)")
     add("--pooling", choices=("last_token", "last_column"), default="last_token",
         help="read the last real token, or, as the course, the batch's last column, padding and all")  # fmt: skip
     add("--no_causal_mask", action="store_true", help="let every token see all others, as the course of Fall 2025")
@@ -226,7 +227,8 @@ def _add_training(group) -> None:
     add("--gradient_checkpointing", type=count, nargs="?", const=1, default=0, metavar="LAYERS",
         help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="type of the matrix products; float16 scales the loss, and is slow on a CPU")  # fmt: skip
+        help="type of the matrix products (generate: of the weights behind the prompt, on a CPU); float16 scales the "
+        "loss, and is slow on a CPU")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile the layers; takes a minute, and a C++ compiler")
     add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
         help="share of the documents that chooses the best checkpoint")  # fmt: skip

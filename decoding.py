@@ -47,7 +47,7 @@ def stream(
         if cache is None:
             logits, _ = model(rows[:, left:column], padding_mask=mask)
         elif starts == previous:
-            logits = model.step(rows[:, column - 1 : column], cache, mask)
+            logits = model.step(rows[:, column - 1 : column], cache, mask, greedy=sampler.temperature == 0.0)
         else:
             cache.clear()
             logits, _ = model(rows[:, left:column], cache=cache, padding_mask=mask)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,26 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` as UTF-8 with Unix line ends, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def appended(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Yields what keeps texts one by one in `path`.partial, which goes if the block ends well, and else stays.
+
+    Without a path nothing is kept.
+    """
+    if path is None:
+        yield lambda text: None
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+
+        def keep(text: str) -> None:
+            file.write(text)
+            file.flush()
+
+        yield keep
+    partial.unlink()
 
 
 def read_text(path: str | os.PathLike) -> str:

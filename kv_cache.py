@@ -5,6 +5,8 @@ The oracle of everything here is the same model run without a cache (`decoding.g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,17 @@ class KVCache:
         self.values[layer_id, :, :, self.length : end] = value
         return self.keys[layer_id, :, :, :end], self.values[layer_id, :, :, :end]
 
+    def slots(self, place: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For each layer the places (batch, n_kv_heads, head_dim) of a key and a value, and all of them so far.
+
+        Raises ValueError when the cache is full.
+        """
+        if place >= self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {place + 1} were asked for")
+        new = (kept.select(3, place).unbind() for kept in (self.keys, self.values))
+        seen = (kept.narrow(3, 0, place + 1).unbind() for kept in (self.keys, self.values))
+        return zip(*new, *seen, strict=True)
+
     def advance(self, new: int) -> None:
         """Counts `new` tokens as seen, after every layer has written them."""
         self.length += new
@@ -51,6 +64,24 @@ class KVCache:
             new = old.new_zeros(old.shape[0], len(rows), *old.shape[2:])
             new[filled] = old[filled][:, rows]
             setattr(self, name, new)
+
+    def shift(self, by: int) -> None:
+        """Moves all rows by so many columns to the right, or to the left if negative; what falls out is forgotten.
+
+        The first columns then hold nothing that may be seen. Raises ValueError where the cache is too small.
+        """
+        if self.length + by > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {self.length + by} were asked for")
+        for kept in (self.keys, self.values):
+            moved = kept[:, :, :, max(0, -by) : self.length].clone()
+            kept[:, :, :, max(0, by) : self.length + by] = moved
+        self.length += by
+
+    def put(self, row: int, other: KVCache) -> None:
+        """Writes the one row of another cache, of no more tokens, into `row`, so that it ends where all end."""
+        columns = slice(self.length - other.length, self.length)
+        self.keys[:, row, :, columns] = other.keys[:, 0, :, : other.length]
+        self.values[:, row, :, columns] = other.values[:, 0, :, : other.length]
 
     def clear(self) -> None:
         """Forgets all tokens; the memory stays."""

@@ -1,15 +1,15 @@
 """One decoding step of the shared Llama with all that does not change computed once: for speed, on a CPU.
 
 The plain path (`Llama.forward` with a cache) is the oracle. Here query, key and value are one product, and so are the
-two of the gate; weights are laid out transposed, which a product with a single row reads fastest; and in int8 each is
-a fourth as many bytes, which is what a token costs.
+two of the gate; their results have a fixed place, whose parts are named once; weights are laid out for a single row,
+in bfloat16 or int8 also with a half or a fourth of the bytes, which is what a token costs; and where only the
+likeliest token is asked for, most logits are not computed at all.
 
     python run_llama.py --option generate --quantize int8
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from config import LlamaConfig
 from kv_cache import KVCache
+from products import Dense, Narrow, Packed, Screened, bfloat16, int8
 
-Product = Callable[[Tensor], Tensor]
-KINDS = ("float32", "int8")
+PACKED = {"bfloat16": bfloat16, "int8": int8}
+KINDS = ("float32", *PACKED)
+SCREENED = 2**22  # weights of an output matrix from which finding the likeliest token by int8 pays
 
 
 def make_lean(model, kind: str = "float32") -> None:
     """Lets a model on a CPU take single steps by `LeanStep`, if its configuration fits; else leaves it as it is.
 
-    Raises ValueError where int8 is asked for and cannot be had.
+    Raises ValueError where another kind than float32 is asked for and cannot be had.
     """
     if model.device.type == "cpu" and fits(model.config):
         model.lean_step = LeanStep(model, kind)
@@ -48,29 +50,47 @@ def joined(linears: Sequence[nn.Linear]) -> Tensor:
     return together
 
 
-def quantised(weight: Tensor) -> Product:
-    """x · weightᵀ with weight (out, in) in int8, one scale a row, and x in int8 as it comes, one scale a call."""
-    scales = (weight.abs().amax(dim=1).double() / 127.0).clamp(min=1e-12)
-    zeros = torch.zeros(len(weight), dtype=torch.long)
-    with warnings.catch_warnings():  # torch means to drop this way of making one; the kernels stay the fastest it has
-        warnings.simplefilter("ignore", UserWarning)
-        small = torch.quantize_per_channel(weight.float().contiguous(), scales, zeros, 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(small, None)
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, False)
+def normaliser(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The norm in as few operations as torch has for it: (rows, dim) -> (rows, dim), new."""
+    weight, eps = norm.weight.detach(), norm.eps
+    if hasattr(norm, "bias"):
+        shape, bias = weight.shape, norm.bias.detach()
+        return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+    root = len(weight) ** 0.5  # x / √(‖x‖²/dim + eps) · weight = x / hypot(‖x‖, √(dim · eps)) · √dim · weight
+    gain, least = weight * root, torch.tensor(root * eps**0.5, dtype=weight.dtype)
+    return lambda x: x.div(torch.linalg.vector_norm(x, dim=1, keepdim=True).hypot_(least)).mul_(gain)
+
+
+class Places:
+    """Where a step's products go, for `batch` rows, and the parts of them that the step asks for by name."""
+
+    def __init__(self, config: LlamaConfig, batch: int, dtype: torch.dtype):
+        heads, kv_heads, size = config.n_heads, config.n_kv_heads, config.head_dim
+        self.qkv = torch.empty(batch, (heads + 2 * kv_heads) * size, dtype=dtype)
+        rows = self.qkv.view(batch, heads + 2 * kv_heads, size)
+        self.turning = torch.view_as_complex(rows[:, : heads + kv_heads].unflatten(2, (-1, 2)))
+        self.query = rows[:, :heads].unflatten(1, (kv_heads, -1))  # (batch, kv_heads, group, head_dim)
+        self.key, self.value = rows[:, heads : heads + kv_heads], rows[:, heads + kv_heads :]
+        self.gate = torch.empty(batch, 2 * config.ffn_dim, dtype=dtype)
+        self.opened, self.up = self.gate.chunk(2, dim=1)
 
 
 class LeanStep:
     """Steps a model by one token a row. Made for a model that is read only: its weights are laid out anew in place."""
 
-    def __init__(self, model, kind: str = "float32"):
+    def __init__(self, model, kind: str = "float32", screened: int = SCREENED):
         if kind not in KINDS or not fits(model.config):
             raise ValueError(f"no lean step in {kind} for this configuration")
         self.config: LlamaConfig = model.config
         self.model, self.kind = model, kind
+        self.output = self._product([model.output])  # the largest first, while the least is held beside it
+        if model.config.tie_embeddings:
+            model.tok_embeddings.weight = model.output.weight  # laid out anew, perhaps
+        self.screen = self._screen(model.output.weight.detach(), screened)
         self.layers = [self._layer(layer) for layer in model.layers]
-        self.norm = self._normaliser(model.norm)
-        self.output = self._product([model.output], keep=model.config.tie_embeddings)
+        self.norm = normaliser(model.norm)
         self.turn = torch.complex(model.rope_cos, model.rope_sin)  # (max_seq_len, head_dim / 2)
+        self.places: Places | None = None
 
     def _layer(self, layer) -> tuple:
         attention, gate = layer.attention, layer.feed_forward
@@ -80,48 +100,52 @@ class LeanStep:
             self._product([gate.w1, gate.w3]),
             self._product([gate.w2]),
         ]
-        return (self._normaliser(layer.attention_norm), self._normaliser(layer.ffn_norm), *products)
+        return (normaliser(layer.attention_norm), normaliser(layer.ffn_norm), *products)
 
-    def _product(self, linears: Sequence[nn.Linear], keep: bool = False) -> Product:
-        """The product with these layers' weights; a tied output's rows stay as they are, for they are looked up."""
-        if self.kind == "int8":
-            return quantised(torch.cat([linear.weight.detach() for linear in linears]))
-        weight = linears[0].weight.detach().T.contiguous() if keep else joined(linears)
-        return lambda x: x @ weight
+    def _product(self, linears: Sequence[nn.Linear]) -> Dense | Packed:
+        """The product with these layers' weights."""
+        if self.kind in PACKED:
+            weights = [linear.weight.detach() for linear in linears]
+            return PACKED[self.kind](torch.cat(weights) if len(weights) > 1 else weights[0])
+        weight = joined(linears)
+        return (Narrow if weight.shape[1] <= Narrow.WIDEST else Dense)(weight)
 
-    def _normaliser(self, norm: nn.Module) -> Product:
-        if self.config.norm_type == "rmsnorm":
-            return norm
-        shape, weight, bias, eps = norm.weight.shape, norm.weight.detach(), norm.bias.detach(), norm.eps
-        return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+    def _screen(self, weight: Tensor, screened: int) -> Screened | None:
+        """What finds the largest logit with few of the output's bytes, where that pays; weight is (vocab_size, dim)."""
+        quantised = torch.backends.quantized.engine in ("x86", "fbgemm")
+        if self.kind == "float32" and weight.dtype == torch.float32 and weight.numel() >= screened and quantised:
+            return Screened(weight)
+        return None
 
-    def __call__(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None) -> Tensor:
-        """Logits (batch, 1, vocab_size) after tokens (batch, 1) that continue the cache; see `Llama.hidden_states`."""
+    @torch.inference_mode()
+    def __call__(
+        self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None, greedy: bool = False
+    ) -> Tensor:
+        """Logits (batch, 1, vocab_size) after tokens (batch, 1) that continue the cache; see `Llama.step`."""
         place, batch = cache.length, len(tokens)
         if padding_mask is None:
             turn, mask = self.turn[place], None
         else:
             turn = self.turn[padding_mask.sum(dim=1) - 1][:, None]  # (batch, 1, head_dim / 2)
             mask = padding_mask[:, None, None]
+        if self.places is None or len(self.places.qkv) != batch:
+            self.places = Places(self.config, batch, self.model.dtype)
         x = F.embedding(tokens[:, 0], self.model.tok_embeddings.weight)  # (batch, dim)
-        for index, (attention_norm, ffn_norm, qkv, out, gate, down) in enumerate(self.layers):
-            attended = self._attend(qkv(attention_norm(x)), turn, mask, cache, index, place)
-            x = x + out(attended.reshape(batch, -1))
-            opened, up = gate(ffn_norm(x)).chunk(2, dim=1)
-            x = x + down(F.silu(opened).mul_(up))
+        for layer, cached in zip(self.layers, cache.slots(place), strict=True):
+            self._run(layer, x, turn, mask, *cached)
         cache.advance(1)
-        return self.output(self.norm(x))[:, None]
+        x = self.norm(x)
+        return (self.screen(x, self.output) if greedy and self.screen else self.output(x))[:, None]
 
-    def _attend(
-        self, qkv: Tensor, turn: Tensor, mask: Tensor | None, cache: KVCache, index: int, place: int
-    ) -> Tensor:
-        """Attention of one position: qkv (batch, heads + 2 · kv_heads, flat) -> (batch, kv_heads, group, head_dim)."""
-        heads, kv_heads, size = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
-        rows = qkv.view(len(qkv), heads + 2 * kv_heads, size)
-        turning = rows[:, : heads + kv_heads]
-        turned = torch.view_as_real(torch.view_as_complex(turning.unflatten(2, (-1, 2))) * turn).flatten(2)
-        cache.keys[index, :, :, place] = turned[:, heads:]
-        cache.values[index, :, :, place] = rows[:, heads + kv_heads :]
-        query = turned[:, :heads].unflatten(1, (kv_heads, -1))
-        keys, values = cache.keys[index, :, :, : place + 1], cache.values[index, :, :, : place + 1]
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    def _run(self, layer: tuple, x: Tensor, turn: Tensor, mask: Tensor | None, *cached: Tensor) -> None:
+        """Adds one layer to x (batch, dim); `cached` is what `KVCache.slots` gives for the layer."""
+        attention_norm, ffn_norm, qkv, out, gate, down = layer
+        places, (key, value, keys, values) = self.places, cached
+        qkv.into(places.qkv, attention_norm(x))
+        places.turning.mul_(turn)
+        key.copy_(places.key)
+        value.copy_(places.value)
+        attended = F.scaled_dot_product_attention(places.query, keys, values, attn_mask=mask)
+        out.onto(x, attended.reshape(len(x), -1))
+        gate.into(places.gate, ffn_norm(x))
+        down.onto(x, F.silu(places.opened, inplace=True).mul_(places.up))

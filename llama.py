@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import decoding
-from base_llama import LlamaPreTrainedModel
+from base_llama import LlamaPreTrainedModel, Undrawn
 from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
 from gradient_checkpointing import run_recomputed
@@ -257,10 +257,13 @@ class Llama(LlamaPreTrainedModel):
         logits = self.output(hidden[:, -1:] if targets is None else hidden)
         return logits, hidden
 
-    def step(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None) -> Tensor:
-        """Logits (batch, 1, vocab_size) after one more token a row, tokens (batch, 1); lean where that is prepared."""
+    def step(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None, greedy: bool = False) -> Tensor:
+        """Logits (batch, 1, vocab_size) after one more token a row, tokens (batch, 1); lean where that is prepared.
+
+        Where `greedy` only each row's largest logit is sure to be exact, and to be the largest.
+        """
         if self.lean_step is not None:
-            return self.lean_step(tokens, cache, padding_mask)
+            return self.lean_step(tokens, cache, padding_mask, greedy)
         return self(tokens, cache=cache, padding_mask=padding_mask)[0]
 
     def generate(
@@ -335,7 +338,7 @@ def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:
 
 def from_checkpoint(found: Checkpoint) -> Llama:
     """Builds the model of a checkpoint, taking over its tensors (no copy where they are memory-mapped)."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = Llama(found.config)
     state = dict(found.state_dict)
     if found.config.tie_embeddings:

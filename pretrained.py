@@ -27,13 +27,14 @@ class ModelFlags(Protocol):
     given: frozenset[str]
 
 
-def load_model(args: ModelFlags, device: torch.device) -> tuple[Llama, AnyTokenizer, Path]:
+def load_model(args: ModelFlags, device: torch.device, mapped: bool = True) -> tuple[Llama, AnyTokenizer, Path]:
     """The model in evaluation mode on `device`, its tokenizer, and the path it came from; prints the reader's notes.
 
-    Raises OSError or ValueError for a checkpoint or tokenizer that cannot be read, or if the two do not fit.
+    `mapped` as in `checkpoint.read_checkpoint`. Raises OSError or ValueError for a checkpoint or tokenizer that
+    cannot be read, or if the two do not fit.
     """
     path = choose_path(args.pretrained_model_path, named="pretrained_model_path" in args.given)
-    found = read_checkpoint(path, args.norm)
+    found = read_checkpoint(path, args.norm, mapped)
     tokenizer = _tokenizer(path, found, args.tokenizer, args.max_sentence_len)
     for note in found.notes:
         print(note)

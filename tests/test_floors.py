@@ -13,11 +13,11 @@ from tests.tiny import ROOT
 
 FLOORS = {
     0: "config addition_problems rope sampling optimizer schedule losses tokenizer utils files run_log"
-    " positions word_tokenizer norms submission_files distributed",
+    " positions word_tokenizer norms submission_files distributed products",
     1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
     " masks gradient_checkpointing fasttext_vectors submission_zip",
     2: "base_llama llama decoding lean_step",
-    3: "trainer pretrained classifier classifier_checkpoint addition_fast"
+    3: "trainer pretrained batching classifier classifier_checkpoint addition_fast"
     " attention_maps submission_check",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report vectors evaluate_stories ail861 ail861_report"

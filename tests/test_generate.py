@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 import generate
 import run_llama
+import utils
 from sampling import Sampler
-from tests.tiny import TOKENIZER, write_tiny_checkpoint
+from tests.tiny import CONFIG, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 
 
@@ -58,6 +65,75 @@ def test_prompts_of_a_file_continue_as_they_do_alone(checkpoint, tmp_path, capsy
         assert (tmp_path / "out.txt").read_text("utf-8") == text
 
 
+def test_many_prompts_in_few_places_are_written_in_order(checkpoint, tmp_path, capsys):
+    prompts = [f"Once there were {number} dogs" + " and a cat" * (number % 3) for number in range(7)]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    base = ["--pretrained-model-path", str(checkpoint), "--temperature", "1", "--prompt_file", "prompts.txt"]
+    base += ["--max_new_tokens", "12", "--num_samples", "2", "--generated_sentence_high_temp_out", "out.txt"]
+    for flags in ([], ["--batch_size", "3"]):
+        assert run_llama.main([*base, *flags]) == 0
+        written = (tmp_path / "out.txt").read_text("utf-8")
+        assert f"Temperature is 1.0\n{written}\n{generate.RULE}\n" in capsys.readouterr().out
+        texts = written.split(generate.BETWEEN)
+        assert [text.startswith(prompts[place // 2]) for place, text in enumerate(texts)] == [True] * 14
+        assert texts[0] != texts[1]
+    assert not list(tmp_path.glob("*.partial"))
+    alone = ["--prompt", prompts[1], "--seed", "1340", *base[:4], "--max_new_tokens", "12"]  # place 3: three seeds on
+    run_llama.main(alone)
+    assert texts[3] in capsys.readouterr().out
+
+
+def test_a_model_without_a_cache_gives_the_same_many(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("Once\nThe dog ran", encoding="utf-8")
+    found = []
+    for use_cache in (True, False):
+        write_tiny_checkpoint(tmp_path / "tiny.pt", dataclasses.replace(CONFIG, use_cache=use_cache))
+        flags = ["--pretrained-model-path", "tiny.pt", "--prompt_file", "prompts.txt", "--max_new_tokens", "9"]
+        target = ["--temperature", "0", "--generated_sentence_low_temp_out", "out.txt"]
+        assert run_llama.main([*flags, *target]) == 0
+        found.append((tmp_path / "out.txt").read_text("utf-8"))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--quantize", "int8", "--dtype", "bfloat16"], "exclude each other"),
+        (["--num_samples", "3", "--temperature", "0"], "at temperature 0 there is one continuation"),
+    ],
+)
+def test_contradictions_are_refused(checkpoint, capsys, flags, said):
+    assert run_llama.main(["--pretrained-model-path", str(checkpoint), *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_bfloat16_is_what_the_flag_says(checkpoint, monkeypatch):
+    kinds, make_lean = [], generate.make_lean
+    monkeypatch.setattr(generate, "make_lean", lambda model, kind: kinds.append(kind) or make_lean(model, kind))
+    base = ["--pretrained-model-path", str(checkpoint), "--prompt", "Once", "--max_new_tokens", "5"]
+    assert run_llama.main([*base, "--dtype", "bfloat16"]) == 0
+    assert run_llama.main([*base, "--quantize", "int8"]) == 0
+    assert kinds == ["bfloat16", "int8"]
+
+
+def test_the_fastest_number_of_threads_is_found_and_a_named_one_is_kept(checkpoint, monkeypatch, capsys):
+    cost, asked, clock = {1: 1.0, 2: 0.5, 4: 0.48, 6: 9.0}, [], [0.0]
+    monkeypatch.setattr(utils.torch, "set_num_threads", asked.append)
+
+    def work() -> None:
+        clock[0] += cost[asked[-1]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.time, "perf_counter", lambda: clock[0])
+        assert utils.fastest_threads(work, most=6) == 2 == asked[-1]  # 4 saves less than a tenth
+        assert asked.count(6) == 1  # and 6 is tried once
+        assert utils.fastest_threads(work, most=1) == 1 == asked[-1]
+    monkeypatch.setattr(generate, "choose_threads", lambda *arguments: pytest.fail("threads were named"))
+    base = ["--pretrained-model-path", str(checkpoint), "--prompt", "Once", "--max_new_tokens", "5"]
+    assert run_llama.main([*base, "--threads", "1"]) == 0 and asked[-1] == 1
+
+
 def test_text_stream_gives_the_decoded_text_piece_by_piece():
     tokenizer = load_tokenizer(TOKENIZER)
     text = "Zoë 🐉 ate   two  naïve cafés…\nand “more” 漢字."
@@ -91,3 +167,34 @@ def test_ctrl_c_keeps_what_is_on_screen_and_writes_no_half_file(checkpoint, tmp_
     shown = capsys.readouterr()
     assert generate.SENTENCE in shown.out and "interrupted" in shown.err
     assert not list(tmp_path.glob("generated-*")) and not list(tmp_path.glob(".gen*"))
+
+
+def test_a_model_is_loaded_without_the_compiler(checkpoint):
+    asked = "import sys, llama; llama.load_pretrained('tiny.pt'); print('torch._dynamo' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process there")
+@pytest.mark.parametrize("many", [False, True])
+def test_sigint_ends_a_running_process_with_what_there_is_on_screen(checkpoint, tmp_path, many):
+    (tmp_path / "prompts.txt").write_text("Once upon\n" * 2000, encoding="utf-8")
+    flags = ["--prompt_file", "prompts.txt", "--batch_size", "2"] if many else ["--prompt", "Once upon"]
+    flags += ["--max_new_tokens", "20" if many else "1000000", "--pretrained-model-path", str(checkpoint)]
+    flags += ["--temperature", "0", "--generated_sentence_low_temp_out", "out.txt"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_llama.py"), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    shown = b""
+    while len(shown) < 600:
+        shown += process.stdout.read(100)
+    process.send_signal(signal.SIGINT)
+    rest, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.decode().strip().startswith("interrupted") and b"Traceback" not in said
+    text = (shown + rest).decode("utf-8", "replace")
+    assert text.count("Once upon") > (3 if many else 0) and text.endswith("\n")
+    assert not (tmp_path / "out.txt").exists()
+    if many:
+        kept = (tmp_path / "out.txt.partial").read_text("utf-8")
+        assert kept.count("Once upon") > 3 and kept in text
