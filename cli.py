@@ -32,7 +32,6 @@ FINETUNING = {  # the course's recipe: AdamW and nothing else
     "max_grad_norm": None,
 }  # fmt: skip
 OPTION_DEFAULTS = {  # where a task's default is not the one shown
-    "generate": {"batch_size": 32},
     "pretrain": {"epochs": 7, "lr": 3e-3},
     "prompt": {"save_dir": "runs"},
     "finetune": FINETUNING,
@@ -148,7 +147,7 @@ def _add_sentiment(group) -> None:
     for split in ("dev", "test"):
         add(f"--{split}_out", default=f"cfimdb-{split}-prompting-output.txt", metavar="FILE",
             help=f"where the predictions go; must end in {split}-prompting-output.txt (finetuning, lora)")  # fmt: skip
-    add("--batch_size", type=positive, default=8, metavar="N", help="sentences a batch (generate: 32)")
+    add("--batch_size", type=positive, default=8, metavar="N", help="sentences a batch; prompts continued at once")
     add("--pooling", choices=("last_token", "last_column"), default="last_token",
         help="read the last real token, or, as the course, the batch's last column, padding and all")  # fmt: skip
     add("--no_causal_mask", action="store_true", help="let every token see all others, as the course of Fall 2025")

@@ -100,6 +100,7 @@ def test_a_model_without_a_cache_gives_the_same_many(tmp_path, monkeypatch):
     "flags, said",
     [
         (["--quantize", "int8", "--dtype", "bfloat16"], "exclude each other"),
+        (["--dtype", "float16"], "generation has float32 and bfloat16"),
         (["--num_samples", "3", "--temperature", "0"], "at temperature 0 there is one continuation"),
     ],
 )
