@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AT_ONCE = 4096  # rows that are worked on at a time, so that no second copy of a large weight is ever there
+AT_ONCE = 1024  # rows that are worked on at a time, so that no second copy of a large weight is ever there
 
 
 class Dense:
