@@ -94,9 +94,7 @@ class Attention(nn.Module):
                 mask = mask.reshape(len(mask), kv_heads, heads // kv_heads, -1)
             attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
             return attended.reshape(batch, heads, 1, head_dim)
-        causal = self.causal and mask is None
-        if seqlen == 1:  # it sees all keys; said by a branch, for to torch.compile a comparison of lengths is no bool
-            causal = False
+        causal = False if seqlen == 1 else self.causal and mask is None  # a branch: lengths may be symbols
         if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # twice as fast there as torch's fused kernel
             return plain_attention(query, key, value, mask, causal)
         return F.scaled_dot_product_attention(
