@@ -190,11 +190,11 @@ def describe(args: argparse.Namespace, parameters: int, distinct: int, dev: int,
 def build_trainer(
     model: Model, workload: AdditionWorkload, args: argparse.Namespace, device: torch.device, identity: dict
 ) -> Trainer:
-    """The one trainer, each seed a group of its own in the optimizer: its rate, its moments, its clipping."""
-    vectors = model.parameters() if args.plain else [{"params": [vector]} for vector in model.seeds]
+    """The one trainer; a seed is one vector in the optimizer, its gradient clipped by itself."""
     optimizer = AdamW(
-        vectors, lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm
-    )
+        model.parameters(), lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm, clip_each=not args.plain,
+    )  # fmt: skip
     settings = TrainSettings(
         epochs=args.epochs, schedule=args.schedule, warmup_steps=args.warmup_steps, rate_floor=args.rate_floor,
         accumulation=args.batch_size // workload.chunk, evaluate_every=args.evaluate_every, save_every=args.save_every,

@@ -21,8 +21,9 @@ class AdamW(Optimizer):
     """AdamW with a global-norm clip for each parameter group.
 
     `correct_bias=False` leaves out both bias corrections. `max_grad_norm` clips the norm of a group's gradients
-    taken together. `foreach=True` updates all tensors of a group in a few multi-tensor calls; `foreach=False`
-    spells the update out for one tensor at a time and is the oracle of the fast path.
+    taken together; with `clip_each` every tensor is clipped by its own norm. `foreach=True` updates all tensors of a
+    group in a few multi-tensor calls; `foreach=False` spells the update out for one tensor at a time and is the
+    oracle of the fast path.
 
     Raises ValueError for a negative rate, a beta outside [0, 1) or a negative eps.
     """
@@ -37,6 +38,7 @@ class AdamW(Optimizer):
         correct_bias: bool = True,
         max_grad_norm: float | None = None,
         foreach: bool = True,
+        clip_each: bool = False,
     ):
         if lr < 0.0:
             raise ValueError(f"the learning rate must not be negative, but is {lr}")
@@ -46,7 +48,13 @@ class AdamW(Optimizer):
             raise ValueError(f"eps must not be negative, but is {eps}")
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         defaults |= {"correct_bias": correct_bias, "max_grad_norm": max_grad_norm, "foreach": foreach}
+        defaults["clip_each"] = clip_each
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("clip_each", False)  # not in states saved before there was a choice
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -59,7 +67,8 @@ class AdamW(Optimizer):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
-            gradients = clip_by_global_norm([parameter.grad for parameter in parameters], group["max_grad_norm"])
+            clip = clip_by_own_norm if group["clip_each"] else clip_by_global_norm
+            gradients = clip([parameter.grad for parameter in parameters], group["max_grad_norm"])
             if group["foreach"]:
                 self._update_together(group, parameters, gradients)
             else:
@@ -122,6 +131,14 @@ def clip_by_global_norm(gradients: list[Tensor], max_norm: float | None) -> list
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return list(torch._foreach_mul(gradients, factor))
+
+
+def clip_by_own_norm(gradients: list[Tensor], max_norm: float | None) -> list[Tensor]:
+    """`clip_by_global_norm` of each tensor by itself."""
+    if max_norm is None:
+        return gradients
+    factors = (max_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
+    return list(torch._foreach_mul(gradients, list(factors.unbind())))
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

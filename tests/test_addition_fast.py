@@ -92,7 +92,7 @@ def test_a_hundred_steps_side_by_side_are_each_models_own():
     made = models("course")
     fast = SideBySide(made)
     options = {"lr": 1e-3, "max_grad_norm": 1.0}
-    together = AdamW([{"params": [vector]} for vector in fast.seeds], **options)
+    together = AdamW(fast.parameters(), **options, clip_each=True)
     alone = [AdamW(model.parameters(), **options, foreach=False) for model in made]
     every = torch.stack(problems(3200))
     for a, b in every.view(2, 100, 32).unbind(dim=1):
