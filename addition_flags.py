@@ -80,7 +80,10 @@ def _add_data(group) -> None:
     add("--examples", type=positive, metavar="N", help="examples seen, in place of all the capacity allows")
     add("--dev_examples", type=positive, metavar="N", help="dev problems; 20 %% of the training problems if not given")
     add("--exclude", nargs="+", default=[], metavar="FILE",
-        help="problems not to train on, besides data/addition_test.txt")  # fmt: skip
+        help="problems not to train on, besides the test problems in data/")  # fmt: skip
+    add("--nines", type=share, default=0.0, metavar="SHARE",
+        help="share of the examples drawn among training problems whose carries travel: one, two or three of their "
+             "lower columns sum to nine, each as likely")  # fmt: skip
     add("--no_data_files", action="store_true", help="keep the problems in memory, write no data files")
 
 

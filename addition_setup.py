@@ -24,12 +24,12 @@ from optimizer import AdamW
 from run_log import RunLog
 from trainer import Progress, Trainer, TrainSettings
 
-TEST_FILE = "data/addition_test.txt"
+TEST_FILES = ("data/addition_test.txt", "data/course_addition_test.txt")  # ours, and the course's where setup has it
 CHUNK, CHUNK_OF_SEEDS = 256, 384  # activations of more problems (of all seeds) leave the processor's cache
 WORTH_COMPILING = 500_000  # examples (of all seeds) that repay the minute the compiler takes
 RUN_FLAGS = (
     "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
-    "stop_when_perfect", "init_std",
+    "stop_when_perfect", "init_std", "nines",
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def plan_training(args: argparse.Namespace, device: torch.device) -> TrainingPla
     training, dev, files = draw_problems(args, distinct)
     examples = min(examples, args.epochs * len(training))
     workload = AdditionWorkload(
-        model, training, dev, chunk, args.epochs, examples, args.seed, args.stop_when_perfect
+        model, training, dev, chunk, args.epochs, examples, args.seed, args.stop_when_perfect, args.nines
     )
     described = describe(args, parameters, len(training), len(dev), examples)
     trainer = build_trainer(model, workload, args, device, config.to_dict() | described)
@@ -144,9 +144,8 @@ def draw_problems(
 
     A file named on the command line that is there is read, all others are drawn and written.
     """
-    tests = ([TEST_FILE] if Path(TEST_FILE).exists() else []) + args.exclude
     excluded = np.empty(0, dtype=np.int64)
-    for path in tests:
+    for path in excluded_files(args):
         excluded = np.union1d(excluded, pair_number(*read_problems(path)))
     files = {"train_file": None, "val_file": None}
     for name in files:
@@ -171,6 +170,11 @@ def draw_problems(
     return training, dev, to_write
 
 
+def excluded_files(args: argparse.Namespace) -> list[str]:
+    """Files whose problems are never trained on: the tests that are there, and those that the flags name."""
+    return [path for path in TEST_FILES if Path(path).exists()] + args.exclude
+
+
 def _drawn(n: int, seed: int, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         return sample_problems(n, seed, excluded)
@@ -184,7 +188,7 @@ def describe(args: argparse.Namespace, parameters: int, distinct: int, dev: int,
     described |= {"save_dir": args.save_dir, "model_parameters": parameters, "train_samples": distinct}
     described |= {"dev_samples": dev, "examples": examples, "capacity_used": 6 * parameters * examples}
     described |= {name: getattr(args, name) for name in RUN_FLAGS}
-    return described | {"excluded": [Path(path).name for path in args.exclude]}
+    return described | {"excluded": [Path(path).name for path in excluded_files(args)]}
 
 
 def build_trainer(

@@ -87,11 +87,13 @@ class AdditionWorkload:
         most_examples: int,
         seed: int,
         stop_when_perfect: bool = False,
+        nines: float = 0.0,
     ):
         self.training, self.dev, self.chunk, self.seed = training, dev, chunk, seed
         self.last_epoch = epochs - 1
         self.surplus = max(0, epochs * len(training) - most_examples)
         self.stop_when_perfect, self.config = stop_when_perfect, model.config
+        self.nines, self.travelling = nines, travelling(training) if nines else []
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of = summed_losses, measured
         self._drawn: tuple[int, Tensor] | None = None
@@ -114,9 +116,21 @@ class AdditionWorkload:
         """All training problems in an order of the epoch's own."""
         if self._drawn is None or self._drawn[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
-            self._drawn = epoch, torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
+            order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
+            self._drawn = epoch, self._with_nines(order, generator)
         kept = len(self.training) - (self.surplus if epoch == self.last_epoch else 0)
         return Batches(self._drawn[1][:kept], self.chunk)
+
+    def _with_nines(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """A share `nines` of the order's places is drawn from the groups of `travelling`, each group as likely."""
+        if not self.travelling:
+            return order
+        replaced = torch.rand(len(order), generator=generator) < self.nines
+        group = torch.randint(len(self.travelling), (len(order),), generator=generator)
+        for index, places in enumerate(self.travelling):
+            mine = replaced & (group == index)
+            order[mine] = places[torch.randint(len(places), (int(mine.sum()),), generator=generator)]
+        return order
 
     def count(self, batch: Tensor) -> int:
         """Digits of the answers and their ends."""
@@ -152,6 +166,17 @@ class AdditionWorkload:
     def save_best(self, model: Model, path: Path) -> None:
         """The best seed's model, as `best_model.pth` in the trainer's folder."""
         save_seed(model, self.best_seed, path.with_name("best_model.pth"))
+
+
+def travelling(problems: Problems) -> list[Tensor]:
+    """The places of problems of which one, two and three lower columns sum to nine: a carry travels through these.
+
+    Each (places,) int32; a group without a problem is left out.
+    """
+    a, b = problems.a, problems.b
+    columns = sum((a // place % 10 + b // place % 10 == 9).int() for place in (1, 10, 100))
+    groups = [torch.nonzero(columns == count)[:, 0].int() for count in (1, 2, 3)]
+    return [group for group in groups if len(group)]
 
 
 def save_seed(model: Model, seed: int, path: Path) -> None:

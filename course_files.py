@@ -34,10 +34,11 @@ class CourseFile:
     path: str
     without: str
     addresses: tuple[str, ...] = ()
+    name: str | None = None  # in the course's repository, where the path here is another
 
     def sources(self) -> tuple[str, ...]:
         """Addresses to try in turn."""
-        return self.addresses or (COURSE + self.path,)
+        return self.addresses or (COURSE + (self.name or self.path),)
 
 
 STORIES = ("https://www.cs.cmu.edu/~vijayv/stories42M.pt",
@@ -52,7 +53,9 @@ FILES = (
     CourseFile("rotary_embedding_actual.data", CHECK),
     CourseFile("optimizer_test.npy", CHECK),
     *(CourseFile(f"data/{name}-{part}", REVIEWS) for name in ("sst", "cfimdb") for part in PARTS),
-    CourseFile("data/addition_test.txt", "other problems can be generated"),
+    CourseFile(
+        "data/course_addition_test.txt", "the shipped data/addition_test.txt serves", name="data/addition_test.txt"
+    ),
 )
 
 
@@ -76,7 +79,7 @@ def copier(folder: Path) -> Callable[[CourseFile, Path], str | None]:
     """Copies files from `folder`, which is laid out as the course's repository is."""
 
     def get(file: CourseFile, target: Path) -> str | None:
-        source = folder / file.path
+        source = folder / (file.name or file.path)
         if not source.is_file():
             return f"not in {folder}"
         shutil.copyfile(source, target)

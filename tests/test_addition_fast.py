@@ -8,7 +8,7 @@ import torch
 from addition_fast import SideBySide, answer_targets, counted, problem_tokens
 from addition_lib import encode_problems
 from addition_problems import sample_problems
-from addition_training import AdditionWorkload, Problems, summed_losses
+from addition_training import AdditionWorkload, Problems, summed_losses, travelling
 from config import LlamaConfig
 from llama import Llama
 from optimizer import AdamW
@@ -157,3 +157,21 @@ def test_the_loss_of_seeds_is_their_mean_with_the_gradient_of_their_sum():
     embedding = fast.seeds[1].grad[: 13 * 8].view(13, 8)
     torch.testing.assert_close(embedding, made[1].tok_embeddings.weight.grad, rtol=0, atol=1e-8)
     assert workload.count(torch.arange(10)) == int(counted(problem_tokens(drawn.a.long(), drawn.b.long())).sum())
+
+
+def test_problems_whose_carries_travel_are_drawn_more_often():
+    """Of half the examples a third each has one, two and three nines; the other half is as it was drawn."""
+    fast, drawn = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(30_000, 5))
+    groups = travelling(drawn)
+    nines = torch.zeros(len(drawn), dtype=torch.long)
+    for count, places in enumerate(groups, start=1):
+        nines[places.long()] = count
+    texts = [(f"{a}", f"{b}") for a, b in zip(drawn.a.tolist(), drawn.b.tolist(), strict=True)]
+    counted_by_hand = [sum(int(d) + int(e) == 9 for d, e in zip(a[1:], b[1:], strict=True)) for a, b in texts]
+    assert nines.tolist() == counted_by_hand
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, nines=0.5)
+    order = workload.epoch(0).order.long()
+    shares = torch.bincount(nines[order], minlength=4) / len(order)
+    usual = torch.bincount(nines, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, usual / 2 + torch.tensor([0, 1, 1, 1]) / 6, rtol=0, atol=0.02)
+    assert torch.equal(order, workload.epoch(0).order.long())

@@ -89,9 +89,12 @@ def test_copying_from_a_folder_keeps_what_is_there(tmp_path, capsys):
     (target / "data").mkdir(parents=True)
     for name in ("tokenizer.model", "data/sst-dev.txt", "data/addition_test.txt"):
         (source / name).write_text("theirs")
-    (target / "data" / "addition_test.txt").write_text("mine")
+    for name in ("addition_test.txt", "sst-dev.txt"):
+        (target / "data" / name).write_text("mine")
     assert course_files.main(["--from", str(source), "--into", str(target)]) == 0
-    assert (target / "data" / "sst-dev.txt").read_text() == "theirs"
+    assert (target / "tokenizer.model").read_text() == "theirs"
+    assert (target / "data" / "course_addition_test.txt").read_text() == "theirs"
+    assert (target / "data" / "sst-dev.txt").read_text() == "mine"
     assert (target / "data" / "addition_test.txt").read_text() == "mine"
     assert "3 of the course's 14 files are here" in capsys.readouterr().out
 
