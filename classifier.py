@@ -51,7 +51,7 @@ class LlamaZeroShotClassifier(nn.Module):
     `config` has `num_labels` and `pretrained_model_path`, as in the course, and may have `norm` and `pooling`; `llama`
     takes the place of the path. Label scoring "course" sums the log-probabilities of all the label's pieces at the
     one position after the prompt; "sequence" scores the pieces in turn, each after those before it.
-    Raises ValueError where the names are not as many as the labels.
+    Raises ValueError where the names are not as many as the labels, or the pieces' places would be padding.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class LlamaZeroShotClassifier(nn.Module):
             raise ValueError(f"label_scoring must be one of {', '.join(LABEL_SCORINGS)}, not {label_scoring!r}")
         self.num_labels, self.tokenizer, self.label_scoring = config.num_labels, tokenizer, label_scoring
         self.pooling, self.pad_id = _pooling(config), tokenizer.pad_id
+        if label_scoring == "sequence" and self.pooling == "last_column":
+            raise ValueError("pooling last_column reads padding: pieces scored in turn have no place behind it")
         self.llama = (_load(config) if llama is None else llama).requires_grad_(False)
         self.label_name_ids = [tokenizer.encode(label, bos=False, eos=False) for label in label_names]
         self.register_buffer("content_free", torch.zeros(self.num_labels, device=self.llama.device), persistent=False)

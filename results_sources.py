@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,10 +122,11 @@ def sentiment_table(root: Path) -> Table:
         rows.append(tuple(cells))
     header = ("data", "method", "seeds", "dev", "course", "TF-IDF", "test", "course", "TF-IDF")
     note = f"Accuracy of {found['model']}, mean ± sample standard deviation over seeds; {found['epochs']} epochs of "
-    note += f"training in {found['dtype']}. Course: its reference with stories42M, deviation over 10 seeds in brackets."
+    note += f"training in {' and '.join(_precisions(found))}. "
+    note += "Course: its reference with stories42M, deviation over 10 seeds in brackets."
     if not baseline:
         note += f" Left out: TF-IDF ({SENTIMENT} has no entry tfidf; python -m bench.tfidf data/sst data/cfimdb)."
-    return Table("Sentiment", header, rows, (_sentiment_command(found),), note)
+    return Table("Sentiment", header, rows, _sentiment_commands(found), note)
 
 
 def _by_row(found: dict) -> dict[tuple[str, str], dict[str, dict]]:
@@ -155,14 +157,28 @@ def mean_of(runs: Sequence[dict], figure: str) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
-def _sentiment_command(found: dict) -> str:
-    parts = [key.split(" | ") for key in found["runs"]]
-    stems = sorted({data for data, _, _ in parts}, key=lambda data: (data != "sst", data))
-    seeds = sorted({seed for _, _, seed in parts}, key=int)
+def _sentiment_commands(found: dict) -> tuple[str, ...]:
+    """The commands that make the runs, in this order: those trained in a rarer precision by name, then all others."""
+    runs = found["runs"]
+    usual, *rarer = _precisions(found)
+    named = [(dtype, [key for key, run in runs.items() if run.get("dtype") == dtype]) for dtype in rarer]
+    return (*(_sentiment_command(found, *each, by_name=True) for each in named), _sentiment_command(found, usual, runs))
+
+
+def _precisions(found: dict) -> list[str]:
+    """What the runs were trained in, the commonest first."""
+    counted = Counter(run["dtype"] for run in found["runs"].values() if "dtype" in run)
+    return [dtype for dtype, _ in counted.most_common()] or ["float32"]
+
+
+def _sentiment_command(found: dict, dtype: str, keys: Iterable[str], by_name: bool = False) -> str:
+    stems, rows, seeds = (sorted(set(column)) for column in zip(*(key.split(" | ") for key in keys), strict=True))
+    stems.sort(key=lambda data: data != "sst")
     model = found["model"] if found["model"] == "stories42M.pt" else f"models/{found['model']}"
+    chosen = " --rows " + " ".join(f'"{row}"' for row in rows) if by_name else ""
     return (
         f"python -m bench.sentiment_table --data {' '.join(f'data/{stem}' for stem in stems)} --model {model} "
-        f"--seeds {' '.join(seeds)} --epochs {found['epochs']} --dtype {found['dtype']}"
+        f"--seeds {' '.join(sorted(seeds, key=int))} --epochs {found['epochs']} --dtype {dtype}{chosen}"
     )
 
 
@@ -186,7 +202,7 @@ def _shipped_confusions(root: Path, data: str) -> tuple[dict[str, dict], tuple[s
             accuracy, option = statistics.mean(each["dev_acc"] for each in seeds.values()), option_of(row)
             if option not in best or accuracy > best[option][0]:
                 best[option] = accuracy, f"{row}, seed {seed}", run["dev_confusion"]
-    return {title: counts for _, title, counts in best.values()}, (_sentiment_command(measured),)
+    return {title: counts for _, title, counts in best.values()}, _sentiment_commands(measured)
 
 
 def _own_confusions(root: Path, data: str) -> tuple[dict[str, dict], tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """The whole table of sentiment results: data sets × methods × seeds, by the commands a user would type.
 
 Two runs at a time, one thread each. What is done already is not done again: break it off and start it anew at will.
-Figures go to docs/sentiment_results.json, the table to the screen.
+Figures go to docs/sentiment_results.json, each training's with its precision, the table to the screen.
 
     python -m bench.sentiment_table --data data/sst data/cfimdb --model models/stories.pt --seeds 1337 1338 1339
 """
@@ -49,6 +49,7 @@ REFERENCES = {  # the course's README, Fall 2025 and Spring 2026: mean (deviatio
             "lora": "0.275 (0.024) / 0.269 (0.020)"},
     "cfimdb": {"prompt": "0.514", "finetune": "0.833 (0.060)", "lora": "0.510 (0.051)"},
 }  # fmt: skip
+HEADER = "| | precision | seeds | dev acc | dev macro-F1 | test acc | test macro-F1 |"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def run(job: Job, args: argparse.Namespace) -> dict[str, float]:
     found["dev_confusion"] = json.loads(next(folder.glob("*/dev-confusion.json")).read_text(encoding="utf-8"))
     for state in folder.glob("*/last.pt"):  # three times the model's size, and done with
         state.unlink()
-    return found | {"seconds": round(time.perf_counter() - started)}
+    trained = {} if job.option == "prompt" else {"dtype": args.dtype}
+    return found | trained | {"seconds": round(time.perf_counter() - started)}
 
 
 def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -122,8 +124,8 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> dict[str, dict[str
 
 
 def _made(args: argparse.Namespace) -> dict[str, object]:
-    """What all results in a file share."""
-    return {"model": Path(args.model).name, "epochs": args.epochs, "dtype": args.dtype}
+    """What all results in a file share. The precision of a training stands with each run."""
+    return {"model": Path(args.model).name, "epochs": args.epochs}
 
 
 def _write(args: argparse.Namespace, results: dict[str, dict], **more: object) -> None:
@@ -145,15 +147,16 @@ def _read(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 def table(data: str, jobs: Sequence[Job], results: dict[str, dict[str, float]], baseline: dict) -> list[str]:
     """The Markdown lines of one data set; `baseline` are TF-IDF's figures on it."""
     name = Path(data).name
-    lines = [f"**{name}**", "", "| | seeds | dev acc | dev macro-F1 | test acc | test macro-F1 |", "|---|" + "---|" * 5]
+    lines = [f"**{name}**", "", HEADER, "|---|" + "---|" * 6]
     for row in dict.fromkeys(job.row for job in jobs if job.data == data):
         found = [results[job.key] for job in jobs if (job.data, job.row) == (data, row) and job.key in results]
         cells = [_mean(found, figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
-        lines.append(f"| {row} | {len(found)} | {' | '.join(cells)} |")
+        precision = ", ".join(sorted({run["dtype"] for run in found if "dtype" in run}))
+        lines.append(f"| {row} | {precision} | {len(found)} | {' | '.join(cells)} |")
     cells = [_mean([baseline], figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
-    lines.append(f"| TF-IDF and logistic regression | 1 | {' | '.join(cells)} |")
+    lines.append(f"| TF-IDF and logistic regression | | 1 | {' | '.join(cells)} |")
     for option, figures in REFERENCES.get(name, {}).items():
-        lines.append(f"| the course's reference, {option} (dev / test) | 10 | {figures} | | | |")
+        lines.append(f"| the course's reference, {option} (dev / test) | | 10 | {figures} | | | |")
     return [*lines, ""]
 
 

@@ -14,13 +14,14 @@ from tests.submission_project import write_project
 
 RUNS = {
     "sst | finetune, rate 2e-5 | 1": {
-        "dev_acc": 0.4, "test_acc": 0.38, "dev_confusion": {"names": ["bad", "good"], "matrix": [[3, 1], [2, 4]]},
+        "dtype": "bfloat16", "dev_acc": 0.4, "test_acc": 0.38,
+        "dev_confusion": {"names": ["bad", "good"], "matrix": [[3, 1], [2, 4]]},
     },
-    "sst | finetune, rate 2e-5 | 2": {"dev_acc": 0.42, "test_acc": 0.36},
+    "sst | finetune, rate 2e-5 | 2": {"dtype": "bfloat16", "dev_acc": 0.42, "test_acc": 0.36},
     "sst | zero-shot, last token | 1": {"dev_acc": 0.25, "test_acc": 0.26},
-    "cfimdb | lora, rate 2e-3 | 1": {"dev_acc": 0.5},
+    "cfimdb | lora, rate 2e-3 | 1": {"dtype": "float32", "dev_acc": 0.5},
 }
-MEASURED = {"model": "stories.pt", "epochs": 5, "dtype": "float32", "runs": RUNS}
+MEASURED = {"model": "stories.pt", "epochs": 5, "runs": RUNS}
 STORY = {
     "config": {"vocab_size": 4096, "dim": 256, "n_layers": 8, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 1024,
                "dropout": 0.1, "rope_theta": 10000.0},
@@ -58,7 +59,9 @@ def test_the_page_holds_what_was_measured(project, tmp_path, capsys):
     row = f"| sst | finetune, rate 2e-5 | 2 | 0.410 ± {spread:.3f} | 0.411 (0.025) | 0.392 | 0.370 ± "
     assert row in page
     assert "| cfimdb | lora, rate 2e-3 | 1 | 0.500 | 0.510 (0.051) | – | – | – | – |" in page
-    assert "--data data/sst data/cfimdb --model models/stories.pt --seeds 1 2 --epochs 5 --dtype float32" in page
+    whole = "--data data/sst data/cfimdb --model models/stories.pt --seeds 1 2 --epochs 5 --dtype bfloat16\n"
+    rarer = '--data data/cfimdb --model models/stories.pt --seeds 1 --epochs 5 --dtype float32 --rows "lora, rate 2e-3"'
+    assert "training in bfloat16 and float32" in page and 0 < page.index(rarer) < page.index(whole)
     assert "| ablation_1 | 4/1/1/1 |" in page and "addition_models/best_model/best_model.pth" in page
     assert "--dim 256 --n_layers 8" in page and "--lr 0.003 --optimizer muon" in page
     assert "> I have wanted to see this thriller" in page

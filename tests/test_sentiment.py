@@ -162,6 +162,7 @@ def test_several_seeds_are_summed_up(model, capsys):
         ("lora", ["--lora_rank", "17"], "rank 17"),
         ("lora", ["--seeds", "1", "1"], "twice"),
         ("prompt", ["--seeds", "1"], "draws nothing"),
+        ("prompt", ["--label_scoring", "sequence", "--pooling", "last_column"], "reads padding"),
         ("prompt", ["--dev_out", "no/folder/x-dev-prompting-output.txt"], "there is no folder"),
         ("prompt", ["--use_gpu"], "no CUDA device"),
     ],
