@@ -21,7 +21,7 @@ import torch
 
 from checkpoint import BIN_HEADER, bin_order
 from decoding import stream
-from lean_step import make_lean
+from drafting import make_lean
 from llama import Llama
 from sampling import Sampler
 from tests.oracles import transformers_model, transformers_state

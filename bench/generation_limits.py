@@ -24,7 +24,8 @@ import torch
 from bench.generate import random_model
 from checkpoint import save_checkpoint
 from decoding import stream
-from lean_step import KINDS, make_lean
+from drafting import make_lean
+from lean_step import KINDS
 from llama import Llama, load_pretrained
 from sampling import Sampler
 from word_tokenizer import word_vocabulary

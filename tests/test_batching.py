@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching import one_by_one, refilled
-from lean_step import make_lean
+from drafting import make_lean
 from sampling import Sampler
 from tests.oracles import random_llama
 

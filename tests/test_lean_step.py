@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import run_llama
 from decoding import stream
-from lean_step import LeanStep, make_lean
+from drafting import make_lean
+from lean_step import LeanStep
 from llama import load_pretrained
 from products import Screened
 from sampling import Sampler
