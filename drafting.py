@@ -14,21 +14,9 @@ import torch
 from torch import Tensor
 
 from kv_cache import KVCache
-from lean_step import LeanStep, fits
+from lean_step import LeanStep
 
 MOST = 6  # guesses at a time
-
-
-def make_lean(model, kind: str = "float32") -> None:
-    """Lets a model on a CPU take single steps by `LeanStep`, if its configuration fits; else leaves it as it is.
-
-    Raises ValueError where another kind than float32 is asked for and cannot be had.
-    """
-    if model.device.type == "cpu" and fits(model.config):
-        step = LeanStep(model, kind)
-        model.lean_step = step if step.screen is None else Drafted(step)
-    elif kind != "float32":
-        raise ValueError(f"{kind} products are for Llamas with rotary positions and SwiGLU, on a CPU")
 
 
 class Drafted:

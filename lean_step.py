@@ -136,8 +136,12 @@ class LeanStep:
     def __call__(
         self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None, greedy: bool = False
     ) -> Tensor:
-        """Logits (batch, 1, vocab_size) after tokens (batch, 1) that continue the cache; see `Llama.step`."""
+        """Logits (batch, 1, vocab_size) after tokens (batch, 1) that continue the cache; see `Llama.step`.
+
+        Raises ValueError when the cache is full.
+        """
         place, batch = cache.length, len(tokens)
+        slots = cache.slots(place)
         if padding_mask is None:
             turn, bias = self.turn[place], None
         else:
@@ -146,7 +150,7 @@ class LeanStep:
         if self.places is None or len(self.places.qkv) != batch:
             self.places = Places(self.config, batch, self.model.dtype)
         x = F.embedding(tokens[:, 0], self.model.tok_embeddings.weight)  # (batch, dim)
-        for layer, cached in zip(self.layers, cache.slots(place), strict=True):
+        for layer, cached in zip(self.layers, slots, strict=True):
             self._run(layer, x, turn, bias, *cached)
         cache.advance(1)
         x = self.norm(x)
