@@ -53,8 +53,7 @@ class Drafted:
             found = self.quick(tokens[:, -1:], cache, greedy=True)[:, -1]
             tokens = torch.cat([tokens, found.max(dim=-1, keepdim=True).indices], dim=1)
         cache.length = place  # what int8 wrote there is written over
-        hidden = self.exact.model.hidden_states(tokens, cache)[0]
-        logits = self.exact.screen(hidden, self.exact.output)[:, None, None]  # (1 + guesses, 1, 1, vocab_size)
+        logits = self.exact.several(tokens[0], cache)[:, None, None]  # (1 + guesses, 1, 1, vocab_size)
         cache.length = place + 1
         cache.ahead = [(place + at, int(tokens[0, at]), logits[at]) for at in range(1, guesses + 1)]
         return logits[0]

@@ -53,6 +53,15 @@ class KVCache:
         seen = (kept.narrow(3, 0, place + 1).unbind() for kept in (self.keys, self.values))
         return zip(*new, *seen, strict=True)
 
+    def stretches(self, place: int, new: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """`slots` for `new` tokens of the one row of a cache: the places are (new, n_kv_heads, head_dim)."""
+        self.ahead.clear()
+        if place + new > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {place + new} were asked for")
+        fresh = (kept[:, 0].narrow(2, place, new).transpose(1, 2).unbind() for kept in (self.keys, self.values))
+        seen = (kept.narrow(3, 0, place + new).unbind() for kept in (self.keys, self.values))
+        return zip(*fresh, *seen, strict=True)
+
     def advance(self, new: int) -> None:
         """Counts `new` tokens as seen, after every layer has written them."""
         self.length += new

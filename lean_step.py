@@ -10,7 +10,7 @@ likeliest token is asked for, most logits are not computed at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,20 +57,24 @@ def masking(padding_mask: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
 
 
 def attended(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of one position: query (batch, kv_heads, group, head_dim) -> (batch, heads * head_dim).
+    """Attention of one position a row: query (rows, kv_heads, group, head_dim) -> (rows, heads * head_dim).
 
-    Keys and values are (batch, kv_heads, keys, head_dim). For several rows two products of many small matrices each
-    are faster than torch's fused kernel, which pays where there are many positions.
+    Keys and values are (rows, kv_heads, keys, head_dim), or (1, ...) where the rows are positions of one text, and
+    `bias` is then (rows * group, keys). For several rows two products of many small matrices are faster than torch's
+    fused kernel, which pays where there are many positions.
     """
-    batch, kv_heads, group, size = query.shape
-    if batch == 1:
-        mask = None if bias is None else bias.view(1, kv_heads, 1, -1)
+    rows, kv_heads, _, size = query.shape
+    if rows == 1:
+        mask = None if bias is None else bias.view(1, -1, 1, keys.shape[2])
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).view(1, -1)
-    query = query.reshape(batch * kv_heads, group, size)
-    if bias is None:
-        bias = query.new_zeros(1, 1, 1)
-    scores = torch.baddbmm(bias, query, keys.flatten(0, 1).mT, alpha=size**-0.5)  # (batch * kv_heads, group, keys)
-    return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(batch, -1)
+    together = len(keys) < rows
+    if together:
+        query = query.transpose(0, 1)  # (kv_heads, rows, group, head_dim)
+    query = query.reshape(len(keys) * kv_heads, -1, size)
+    bias = query.new_zeros(1, 1) if bias is None else bias
+    scores = torch.baddbmm(bias, query, keys.flatten(0, 1).mT, alpha=size**-0.5)  # (., ., keys)
+    found = torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1))
+    return (found.view(kv_heads, rows, -1).transpose(0, 1) if together else found).reshape(rows, -1)
 
 
 class Places:
@@ -140,21 +144,40 @@ class LeanStep:
 
         Raises ValueError when the cache is full.
         """
-        place, batch = cache.length, len(tokens)
+        place = cache.length
         slots = cache.slots(place)
         if padding_mask is None:
             turn, bias = self.turn[place], None
         else:
             turn = self.turn[padding_mask.sum(dim=1) - 1][:, None]  # (batch, 1, head_dim / 2)
             bias = masking(padding_mask, self.config.n_kv_heads, self.model.dtype)
-        if self.places is None or len(self.places.qkv) != batch:
-            self.places = Places(self.config, batch, self.model.dtype)
-        x = F.embedding(tokens[:, 0], self.model.tok_embeddings.weight)  # (batch, dim)
+        logits = self._logits(tokens[:, 0], turn, bias, slots, greedy)
+        cache.advance(1)
+        return logits[:, None]
+
+    @torch.inference_mode()
+    def several(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits (new, vocab_size) after each of the tokens (new,) that continue a cache of one row, as if `greedy`.
+
+        Raises ValueError when they are too many for the cache.
+        """
+        place, new = cache.length, len(tokens)
+        slots = cache.stretches(place, new)
+        bias = torch.full((new, place + new), -torch.inf, dtype=self.model.dtype).triu_(place + 1)  # causal
+        bias = bias.repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=0)  # (new * group, keys)
+        logits = self._logits(tokens, self.turn[place : place + new, None], bias, slots, greedy=True)
+        cache.advance(new)
+        return logits
+
+    def _logits(self, tokens: Tensor, turn: Tensor, bias: Tensor | None, slots: Iterable, greedy: bool) -> Tensor:
+        """(rows, vocab_size) of tokens (rows,)."""
+        if self.places is None or len(self.places.qkv) != len(tokens):
+            self.places = Places(self.config, len(tokens), self.model.dtype)
+        x = F.embedding(tokens, self.model.tok_embeddings.weight)  # (rows, dim)
         for layer, cached in zip(self.layers, slots, strict=True):
             self._run(layer, x, turn, bias, *cached)
-        cache.advance(1)
         x = self.norm(x)
-        return (self.screen(x, self.output) if greedy and self.screen else self.output(x))[:, None]
+        return self.screen(x, self.output) if greedy and self.screen else self.output(x)
 
     def _run(self, layer: tuple, x: Tensor, turn: Tensor, bias: Tensor | None, *cached: Tensor) -> None:
         """Adds one layer to x (batch, dim); `cached` is what `KVCache.slots` gives for the layer."""
