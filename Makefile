@@ -20,7 +20,7 @@ lint: .venv/ready-dev
 	$(PYTHON) -m ruff check .
 
 bench: .venv/ready-dev
-	$(PYTHON) -m bench.generation
+	$(PYTHON) -m bench.generate
 
 ail861: .venv/ready
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-ail861.txt

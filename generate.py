@@ -17,10 +17,10 @@ import torch
 from batching import one_by_one, refilled
 from decoding import stream
 from files import appended, check_readable, check_writable, read_text, write_text
-from lean_step import make_lean
 from llama import Llama
 from pretrained import load_model
 from sampling import Sampler
+from steps import make_lean
 from tokenizer import AnyTokenizer
 from utils import fastest_threads, set_up
 

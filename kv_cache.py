@@ -21,6 +21,7 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
+        self.ahead: list[tuple[int, int, Tensor]] = []  # beyond length: place, token, logits after it; see `drafting`
 
     @property
     def capacity(self) -> int:
@@ -32,6 +33,7 @@ class KVCache:
 
         `length` moves on in `advance`, once for all layers. Raises ValueError when the cache is full.
         """
+        self.ahead.clear()
         end = self.length + key.shape[2]
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens; {end} were asked for")
@@ -44,11 +46,21 @@ class KVCache:
 
         Raises ValueError when the cache is full.
         """
+        self.ahead.clear()
         if place >= self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens; {place + 1} were asked for")
         new = (kept.select(3, place).unbind() for kept in (self.keys, self.values))
         seen = (kept.narrow(3, 0, place + 1).unbind() for kept in (self.keys, self.values))
         return zip(*new, *seen, strict=True)
+
+    def stretches(self, place: int, new: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """`slots` for `new` tokens of the one row of a cache: the places are (new, n_kv_heads, head_dim)."""
+        self.ahead.clear()
+        if place + new > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {place + new} were asked for")
+        fresh = (kept[:, 0].narrow(2, place, new).transpose(1, 2).unbind() for kept in (self.keys, self.values))
+        seen = (kept.narrow(3, 0, place + new).unbind() for kept in (self.keys, self.values))
+        return zip(*fresh, *seen, strict=True)
 
     def advance(self, new: int) -> None:
         """Counts `new` tokens as seen, after every layer has written them."""
@@ -58,6 +70,7 @@ class KVCache:
         """Row i becomes what row rows[i] was, rows (new batch,): a beam search keeps some rows and splits others."""
         if len(rows) == self.keys.shape[1] and rows.tolist() == list(range(len(rows))):
             return
+        self.ahead.clear()
         filled = (slice(None), slice(None), slice(None), slice(self.length))
         for name in ("keys", "values"):
             old = getattr(self, name)
@@ -70,6 +83,7 @@ class KVCache:
 
         The first columns then hold nothing that may be seen. Raises ValueError where the cache is too small.
         """
+        self.ahead.clear()
         if self.length + by > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens; {self.length + by} were asked for")
         for kept in (self.keys, self.values):
@@ -79,6 +93,7 @@ class KVCache:
 
     def put(self, row: int, other: KVCache) -> None:
         """Writes the one row of another cache, of no more tokens, into `row`, so that it ends where all end."""
+        self.ahead.clear()
         columns = slice(self.length - other.length, self.length)
         self.keys[:, row, :, columns] = other.keys[:, 0, :, : other.length]
         self.values[:, row, :, columns] = other.values[:, 0, :, : other.length]
@@ -86,3 +101,4 @@ class KVCache:
     def clear(self) -> None:
         """Forgets all tokens; the memory stays."""
         self.length = 0
+        self.ahead.clear()

@@ -10,7 +10,7 @@ likeliest token is asked for, most logits are not computed at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +18,11 @@ from torch import Tensor, nn
 
 from config import LlamaConfig
 from kv_cache import KVCache
-from products import Dense, Narrow, Packed, Screened, bfloat16, int8
+from products import Dense, Narrow, Packed, Screened, Upright, bfloat16, int8
 
 PACKED = {"bfloat16": bfloat16, "int8": int8}
 KINDS = ("float32", *PACKED)
 SCREENED = 2**22  # weights of an output matrix from which finding the likeliest token by int8 pays
-
-
-def make_lean(model, kind: str = "float32") -> None:
-    """Lets a model on a CPU take single steps by `LeanStep`, if its configuration fits; else leaves it as it is.
-
-    Raises ValueError where another kind than float32 is asked for and cannot be had.
-    """
-    if model.device.type == "cpu" and fits(model.config):
-        model.lean_step = LeanStep(model, kind)
-    elif kind != "float32":
-        raise ValueError(f"{kind} products are for Llamas with rotary positions and SwiGLU, on a CPU")
 
 
 def fits(config: LlamaConfig) -> bool:
@@ -61,6 +50,33 @@ def normaliser(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: x.div(torch.linalg.vector_norm(x, dim=1, keepdim=True).hypot_(least)).mul_(gain)
 
 
+def masking(padding_mask: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
+    """What `attended` adds to the scores, (batch * kv_heads, 1, keys): −∞ where padding_mask (batch, keys) is False."""
+    bias = torch.zeros(padding_mask.shape, dtype=dtype).masked_fill_(~padding_mask, -torch.inf)
+    return bias.repeat_interleave(kv_heads, dim=0)[:, None]
+
+
+def attended(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of one position a row: query (rows, kv_heads, group, head_dim) -> (rows, heads * head_dim).
+
+    Keys and values are (rows, kv_heads, keys, head_dim), or (1, ...) where the rows are positions of one text, and
+    `bias` is then (rows * group, keys). For several rows two products of many small matrices are faster than torch's
+    fused kernel, which pays where there are many positions.
+    """
+    rows, kv_heads, _, size = query.shape
+    if rows == 1:
+        mask = None if bias is None else bias.view(1, -1, 1, keys.shape[2])
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).view(1, -1)
+    together = len(keys) < rows
+    if together:
+        query = query.transpose(0, 1)  # (kv_heads, rows, group, head_dim)
+    query = query.reshape(len(keys) * kv_heads, -1, size)
+    bias = query.new_zeros(1, 1) if bias is None else bias
+    scores = torch.baddbmm(bias, query, keys.flatten(0, 1).mT, alpha=size**-0.5)  # (., ., keys)
+    found = torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1))
+    return (found.view(kv_heads, rows, -1).transpose(0, 1) if together else found).reshape(rows, -1)
+
+
 class Places:
     """Where a step's products go, for `batch` rows, and the parts of them that the step asks for by name."""
 
@@ -78,15 +94,18 @@ class Places:
 class LeanStep:
     """Steps a model by one token a row. Made for a model that is read only: its weights are laid out anew in place."""
 
-    def __init__(self, model, kind: str = "float32", screened: int = SCREENED):
+    def __init__(self, model, kind: str = "float32", screened: int = SCREENED, output: Packed | None = None):
         if kind not in KINDS or not fits(model.config):
             raise ValueError(f"no lean step in {kind} for this configuration")
         self.config: LlamaConfig = model.config
         self.model, self.kind = model, kind
-        self.output = self._product([model.output])  # the largest first, while the least is held beside it
+        self.screen = self._screen(model.output.weight.detach(), screened)
+        if self.screen is not None:  # read in rows: as it is
+            self.output = Upright(model.output.weight.detach())
+        else:  # the largest first, while the least is held beside it
+            self.output = self._product([model.output]) if output is None else output
         if model.config.tie_embeddings:
             model.tok_embeddings.weight = model.output.weight  # laid out anew, perhaps
-        self.screen = self._screen(model.output.weight.detach(), screened)
         self.layers = [self._layer(layer) for layer in model.layers]
         self.norm = normaliser(model.norm)
         self.turn = torch.complex(model.rope_cos, model.rope_sin)  # (max_seq_len, head_dim / 2)
@@ -121,23 +140,46 @@ class LeanStep:
     def __call__(
         self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None, greedy: bool = False
     ) -> Tensor:
-        """Logits (batch, 1, vocab_size) after tokens (batch, 1) that continue the cache; see `Llama.step`."""
-        place, batch = cache.length, len(tokens)
+        """Logits (batch, 1, vocab_size) after tokens (batch, 1) that continue the cache; see `Llama.step`.
+
+        Raises ValueError when the cache is full.
+        """
+        place = cache.length
+        slots = cache.slots(place)
         if padding_mask is None:
-            turn, mask = self.turn[place], None
+            turn, bias = self.turn[place], None
         else:
             turn = self.turn[padding_mask.sum(dim=1) - 1][:, None]  # (batch, 1, head_dim / 2)
-            mask = padding_mask[:, None, None]
-        if self.places is None or len(self.places.qkv) != batch:
-            self.places = Places(self.config, batch, self.model.dtype)
-        x = F.embedding(tokens[:, 0], self.model.tok_embeddings.weight)  # (batch, dim)
-        for layer, cached in zip(self.layers, cache.slots(place), strict=True):
-            self._run(layer, x, turn, mask, *cached)
+            bias = masking(padding_mask, self.config.n_kv_heads, self.model.dtype)
+        logits = self._logits(tokens[:, 0], turn, bias, slots, greedy)
         cache.advance(1)
-        x = self.norm(x)
-        return (self.screen(x, self.output) if greedy and self.screen else self.output(x))[:, None]
+        return logits[:, None]
 
-    def _run(self, layer: tuple, x: Tensor, turn: Tensor, mask: Tensor | None, *cached: Tensor) -> None:
+    @torch.inference_mode()
+    def several(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits (new, vocab_size) after each of the tokens (new,) that continue a cache of one row, as if `greedy`.
+
+        Raises ValueError when they are too many for the cache.
+        """
+        place, new = cache.length, len(tokens)
+        slots = cache.stretches(place, new)
+        bias = torch.full((new, place + new), -torch.inf, dtype=self.model.dtype).triu_(place + 1)  # causal
+        bias = bias.repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=0)  # (new * group, keys)
+        logits = self._logits(tokens, self.turn[place : place + new, None], bias, slots, greedy=True)
+        cache.advance(new)
+        return logits
+
+    def _logits(self, tokens: Tensor, turn: Tensor, bias: Tensor | None, slots: Iterable, greedy: bool) -> Tensor:
+        """(rows, vocab_size) of tokens (rows,)."""
+        if self.places is None or len(self.places.qkv) != len(tokens):
+            self.places = Places(self.config, len(tokens), self.model.dtype)
+        x = F.embedding(tokens, self.model.tok_embeddings.weight)  # (rows, dim)
+        for layer, cached in zip(self.layers, slots, strict=True):
+            self._run(layer, x, turn, bias, *cached)
+        x = self.norm(x)
+        return self.screen(x, self.output) if greedy and self.screen else self.output(x)
+
+    def _run(self, layer: tuple, x: Tensor, turn: Tensor, bias: Tensor | None, *cached: Tensor) -> None:
         """Adds one layer to x (batch, dim); `cached` is what `KVCache.slots` gives for the layer."""
         attention_norm, ffn_norm, qkv, out, gate, down = layer
         places, (key, value, keys, values) = self.places, cached
@@ -145,7 +187,6 @@ class LeanStep:
         places.turning.mul_(turn)
         key.copy_(places.key)
         value.copy_(places.value)
-        attended = F.scaled_dot_product_attention(places.query, keys, values, attn_mask=mask)
-        out.onto(x, attended.reshape(len(x), -1))
+        out.onto(x, attended(places.query, keys, values, bias))
         gate.into(places.gate, ffn_norm(x))
         down.onto(x, F.silu(places.opened, inplace=True).mul_(places.up))

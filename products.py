@@ -38,6 +38,17 @@ class Dense:
         place.addmm_(x, self.weight)
 
 
+class Upright:
+    """x · weightᵀ with weight (out, in) as it is, in which each output, and each embedding, is read in one piece."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(rows, out), new; a single row by the matrix-vector product, which reads twice as fast as `F.linear`."""
+        return self.weight.mv(x[0])[None] if len(x) == 1 else F.linear(x, self.weight)
+
+
 class Narrow(Dense):
     """`Dense` with few outputs: for one row on one thread it is an embedding bag, every row of the weight times x's.
 
@@ -142,16 +153,24 @@ class Screened:
             norms.append(torch.stack([(part - near).norm(dim=1), near.norm(dim=1)]))
         self.norms = torch.cat(norms, dim=1) * self.SLACK  # (2, out): ‖Δw‖, ‖ŵ‖
 
-    def __call__(self, x: Tensor, whole: Dense) -> Tensor:
+    def __call__(self, x: Tensor, whole: Upright) -> Tensor:
         """(rows, out), new; `whole` is the product itself."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             near = torch.quantize_per_tensor_dynamic(x, torch.quint8, self.seven_bits).dequantize()
         sizes = torch.stack([x.norm(dim=1), (x - near).norm(dim=1) + 1e-5 * x.norm(dim=1)], dim=1)
-        found, off = self.screen(x), sizes @ self.norms  # each (rows, out)
-        floor = (found - off).amax(dim=1, keepdim=True)
-        rows, places = torch.nonzero(found + off >= floor, as_tuple=True)
+        found = self.screen(x)
+        rows, places = self._close(found, sizes)
         if len(rows) * self.MANY > found.numel():
             return whole(x)
-        found[rows, places] = (whole.weight.T[places] * x[rows]).sum(dim=1)
+        found[rows, places] = (whole.weight[places] * x[rows]).sum(dim=1)
         return found
+
+    def _close(self, found: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and places of the outputs that may be the largest: first by a bound for all, then by each one's own."""
+        least = found.amax(dim=1) - 2.0 * (sizes @ self.norms.amax(dim=1))
+        rows, places = torch.nonzero(found >= least[:, None], as_tuple=True)
+        near, off = found[rows, places], (sizes[rows] * self.norms.T[places]).sum(dim=1)
+        floor = near.new_full((len(found),), -torch.inf).scatter_reduce_(0, rows, near - off, "amax")
+        kept = near + off >= floor[rows]
+        return rows[kept], places[kept]

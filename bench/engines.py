@@ -21,9 +21,9 @@ import torch
 
 from checkpoint import BIN_HEADER, bin_order
 from decoding import stream
-from lean_step import make_lean
 from llama import Llama
 from sampling import Sampler
+from steps import make_lean
 from tests.oracles import transformers_model, transformers_state
 
 Rows = list[list[int]]

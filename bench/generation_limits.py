@@ -24,9 +24,10 @@ import torch
 from bench.generate import random_model
 from checkpoint import save_checkpoint
 from decoding import stream
-from lean_step import KINDS, make_lean
+from lean_step import KINDS
 from llama import Llama, load_pretrained
 from sampling import Sampler
+from steps import make_lean
 from word_tokenizer import word_vocabulary
 
 ALLOWED = 300  # MB above weights and cache

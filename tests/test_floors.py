@@ -16,8 +16,8 @@ FLOORS = {
     " positions word_tokenizer norms submission_files distributed products",
     1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
     " masks gradient_checkpointing fasttext_vectors submission_zip",
-    2: "base_llama llama decoding lean_step",
-    3: "trainer pretrained batching classifier classifier_checkpoint addition_fast"
+    2: "base_llama llama decoding lean_step drafting static_step",
+    3: "trainer steps pretrained batching classifier classifier_checkpoint addition_fast"
     " attention_maps submission_check",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report vectors evaluate_stories ail861 ail861_report"
@@ -28,7 +28,7 @@ FLOORS = {
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 ONE_FLOOR = {("llama", "base_llama"), ("llama", "decoding"), ("classifier_checkpoint", "classifier")}
-ONE_FLOOR |= {("tokenizer", "word_tokenizer")}
+ONE_FLOOR |= {("tokenizer", "word_tokenizer"), ("drafting", "lean_step")}
 
 
 def tree(path: Path) -> ast.Module:

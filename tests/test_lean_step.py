@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import run_llama
 from decoding import stream
-from lean_step import LeanStep, make_lean
+from lean_step import LeanStep
 from llama import load_pretrained
 from products import Screened
 from sampling import Sampler
+from steps import make_lean
 from tests.oracles import random_llama
 from tests.tiny import ROOT, write_tiny_checkpoint
 from tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import products
-from products import Dense, Narrow, Screened, bfloat16, int8
+from products import Dense, Narrow, Screened, Upright, bfloat16, int8
 
 
 def drawn(seed: int, rows: int, inner: int = 64, outer: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +73,7 @@ def test_the_screened_largest_is_that_of_the_whole_product(rows, seed, outer, ki
         x[0, 0] = 100.0
     elif kind == "equal":
         weight[:] = weight[0]
-    whole = Dense(weight.T.contiguous())
+    whole = Upright(weight)
     exact, found = whole(x), Screened(weight)(x, whole)
     best = found.argmax(dim=1, keepdim=True)
     torch.testing.assert_close(exact.gather(1, best), exact.amax(dim=1, keepdim=True), rtol=1e-5, atol=1e-5)
@@ -82,9 +82,9 @@ def test_the_screened_largest_is_that_of_the_whole_product(rows, seed, outer, ki
 
 def test_the_screen_computes_few_outputs_and_its_bound_holds(monkeypatch):
     x, weight = drawn(0, 3, inner=128, outer=20000)
-    whole = Dense(weight.T.contiguous())
+    whole = Upright(weight)
     screened, exact = Screened(weight), whole(x)
-    monkeypatch.setattr(Dense, "__call__", lambda *arguments: pytest.fail("the whole product was computed"))
+    monkeypatch.setattr(Upright, "__call__", lambda *arguments: pytest.fail("the whole product was computed"))
     found = screened(x, whole)
     sizes = torch.stack([x.norm(dim=1), torch.full((3,), float(x.max() - x.min()) / 255 * 128**0.5)], dim=1)
     assert ((found - exact).abs() <= sizes @ screened.norms).all()
