@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         print(f"ail861.py: {error}", file=sys.stderr)
         return 1
-    ail861_report.write_report(Path(args.runs), Path(args.save_dir), args.size)
+    ail861_report.write_report(Path(args.runs), Path(args.save_dir), args.size, "cuda" if args.use_gpu else "cpu")
     print(f"wrote {args.save_dir}")
     return 0
 
