@@ -27,27 +27,32 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Size:
-    """How large a run is. The assignment's own: 3 layers, 8 heads, context 64, mini-batches of 16 rows."""
+    """How large a run is. The assignment's own: 3 layers, 8 heads, context 64, mini-batches of 16 rows, Adam 3e-4."""
 
     vocabulary: int
     dim: int
     epochs: int  # of the model that is measured
-    compare_epochs: int  # of random and frozen embeddings beside it
-    rows: int  # of a training step, 64 tokens each
-    part: int  # stories of the accumulation and checkpointing runs
-    evaluate_every: int
+    rows: int  # of a training step of that model, 64 tokens each
+    lr: float  # its peak rate
+    dropout: float  # its dropout; few epochs need none
+    evaluate_every: int  # steps of that model
+    starts: int  # stories that FastText, random and frozen embeddings are compared on
+    part: int  # stories of the accumulation and recomputation runs
+    starts_evaluate_every: int = 100
     stories: int = 50
     vector_epochs: int = 5
     bench_layers: int = 12
     rounds: int = 7
+    dtype: str = "float32"
 
 
 SIZES = {
-    "tiny": Size(300, 16, 2, 1, 4, 24, 5, stories=4, vector_epochs=1, bench_layers=2, rounds=1),
-    "small": Size(6000, 256, 6, 2, 32, 4000, 500),
-    "large": Size(10000, 512, 12, 6, 64, 20000, 500),
+    "tiny": Size(300, 16, 2, 4, 1e-3, 0.0, 5, 24, 24, 5, stories=4, vector_epochs=1, bench_layers=2, rounds=1),
+    "small": Size(6000, 192, 1, 16, 1.5e-3, 0.0, 1000, 1200, 600, vector_epochs=2),
+    "large": Size(10000, 512, 12, 64, 1e-3, 0.1, 500, 20000, 20000, dtype="bfloat16"),
 }
-LAYERS, HEADS, CONTEXT, MICRO_ROWS, RATE = 3, 8, 64, 16, 3e-4
+LAYERS, HEADS, CONTEXT, MICRO_ROWS, RATE, WARMUP = 3, 8, 64, 16, 3e-4, 100
+STARTS = ("fasttext", "random", "frozen")
 ACCUMULATIONS = (1, 2, 4, 8)
 
 
@@ -71,39 +76,41 @@ def build_steps(args: argparse.Namespace, work: Path) -> list[Step]:
 
     def train(name: str, *flags) -> Step:
         folder = work / name
-        return Step(name, run("pretrain", *flags, *_model(size), "--save_dir", folder), folder / "loss_curve.png")
+        model = _model(size, args.dtype or size.dtype)
+        return Step(name, run("pretrain", *model, *flags, "--save_dir", folder), folder / "loss_curve.png")
 
+    start, valid = ["--embeddings", vectors], ["--valid", args.valid]
+    recipe = ["--lr", size.lr, "--schedule", "cosine", "--warmup_steps", WARMUP, "--dropout", size.dropout]
     often = ["--evaluate_every", size.evaluate_every, "--save_every", size.evaluate_every]
-    whole = [*text, "--valid", args.valid, "--batch_tokens", size.rows * CONTEXT, *often]
-    start = ["--embeddings", vectors]
-    part = ["--corpus", work / "part.txt", *text[2:], "--batch_tokens", MICRO_ROWS * CONTEXT, *start, "--epochs", 1]
-    best, measured = work / "fasttext" / "best.pt", work / "evaluate"
-    evaluate = ["--corpus", args.valid, "--pretrained-model-path", best, "--stories", size.stories, *machine]
+    whole = [*text, *valid, "--batch_tokens", size.rows * CONTEXT, *often, *recipe, "--epochs", size.epochs]
+    micro = [*text[2:], "--batch_tokens", MICRO_ROWS * CONTEXT, "--epochs", 1]
+    compared = ["--corpus", work / "starts.txt", *micro, *valid, "--evaluate_every", size.starts_evaluate_every]
+    part = ["--corpus", work / "part.txt", *micro, *start]
+    measured = work / "evaluate"
+    evaluate = ["--corpus", args.valid, "--pretrained-model-path", work / "measured" / "best.pt", *machine]
+    evaluate += ["--stories", size.stories, "--stride", CONTEXT // 2, "--save_dir", measured]
     bench = [sys.executable, "-m", "bench.checkpointing", "--layers", size.bench_layers, "--dim", size.dim]
     bench += ["--vocab", size.vocabulary, "--rounds", size.rounds, "--out", work / "checkpointing.json", *machine]
-    steps = [
+    flags_of = {"fasttext": start, "random": [], "frozen": [*start, "--freeze_embeddings"]}
+    return [
         Step("words", run("tokenizer", *text, "--vocab_size", size.vocabulary), words),
         Step("vectors", run("vectors", *text, *start, "--dim", size.dim, "--epochs", size.vector_epochs), vectors),
-        train("fasttext", *whole, *start, "--epochs", size.epochs),
-        Step(
-            "evaluate", run("evaluate", *evaluate, "--stride", CONTEXT // 2, "--save_dir", measured),
-            measured / "evaluate.json",
-        ),
-        train("random", *whole, "--epochs", size.compare_epochs),
-        train("frozen", *whole, *start, "--freeze_embeddings", "--epochs", size.compare_epochs),
-    ]  # fmt: skip
-    steps += [train(f"accumulation-{count}", *part, "--accumulation", count) for count in ACCUMULATIONS]
-    steps.append(train("recomputed", *part, "--gradient_checkpointing"))
-    return [*steps, Step("checkpointing", list(map(str, bench)), work / "checkpointing.json")]
+        train("measured", *whole, *start),
+        Step("evaluate", run("evaluate", *evaluate), measured / "evaluate.json"),
+        *(train(name, *compared, *flags_of[name]) for name in STARTS),
+        *(train(f"accumulation-{count}", *part, "--accumulation", count) for count in ACCUMULATIONS),
+        train("recomputed", *part, "--gradient_checkpointing"),
+        Step("checkpointing", list(map(str, bench)), work / "checkpointing.json"),
+    ]
 
 
-def _model(size: Size) -> list:
+def _model(size: Size, dtype: str) -> list:
     """The assignment's model and optimizer: sinusoids, GELU, LayerNorm first, an output of its own; Adam, no decay."""
     shape = {"dim": size.dim, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": HEADS, "max_seq_len": CONTEXT}
     kind = {"position_embedding_type": "sinusoidal", "ffn_type": "gelu", "norm_position": "pre", "dropout": 0.1}
     training = {"optimizer": "adamw", "lr": RATE, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0}
     flags = [part for name, value in (shape | kind | training).items() for part in (f"--{name}", value)]
-    return [*flags, "--untied_output", "--dtype", "bfloat16", "--resume"]
+    return [*flags, "--untied_output", "--dtype", dtype, "--resume"]
 
 
 def prepare(args: argparse.Namespace) -> list[Step]:
@@ -119,8 +126,9 @@ def prepare(args: argparse.Namespace) -> list[Step]:
         folder.mkdir(parents=True, exist_ok=True)
     for name in [step.done.parent for step in steps]:
         name.mkdir(exist_ok=True)
-    part = SIZES[args.size].part
-    write_text(work / "part.txt", f"\n{SEPARATOR}\n".join(documents[:part]) + "\n")
+    size = SIZES[args.size]
+    for name, count in {"part.txt": size.part, "starts.txt": size.starts}.items():
+        write_text(work / name, f"\n{SEPARATOR}\n".join(documents[:count]) + "\n")
     return steps
 
 
@@ -143,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--save_dir", default="results/ail861", metavar="DIR", help="tables and figures")
     parser.add_argument("--runs", default="runs/ail861", metavar="DIR", help="checkpoints and logs")
     parser.add_argument("--use_gpu", action="store_true", help="run on the first CUDA device")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="large: bfloat16; else float32")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
     parser.add_argument("--show", action="store_true", help="print the commands and do nothing")
     args = parser.parse_args(argv)
@@ -165,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         print(f"ail861.py: {error}", file=sys.stderr)
         return 1
-    ail861_report.write_report(Path(args.runs), Path(args.save_dir), args.size)
+    ail861_report.write_report(Path(args.runs), Path(args.save_dir), args.size, "cuda" if args.use_gpu else "cpu")
     print(f"wrote {args.save_dir}")
     return 0
 

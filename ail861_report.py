@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 from pathlib import Path
@@ -20,13 +21,18 @@ from word_tokenizer import SPECIAL
 
 STARTS = {"fasttext": "FastText, trained on", "frozen": "FastText, frozen", "random": "random"}
 SMOOTHED = 50  # steps
+CLOCKS = {"cpu": "processor_seconds", "cuda": "seconds"}  # on a CPU other processes must not count
 
 
-def write_report(work: Path, out: Path, size: str) -> dict:
-    """Writes results.json, tables.md and the figures into `out`; returns the results."""
-    results = {"size": size, "torch": torch.__version__, "machine": platform.machine()}
-    results |= {"data": _data(work), "training": _training(work), "evaluation": _evaluation(work)}
-    results |= {"accumulation": _accumulation(work), "checkpointing": _checkpointing(work)}
+def write_report(work: Path, out: Path, size: str, device: str) -> dict:
+    """Writes results.json, tables.md and the figures into `out`; returns the results.
+
+    `device` ("cpu" or "cuda") says by which clock seconds are told.
+    """
+    clock = CLOCKS[device]
+    results = {"size": size, "torch": torch.__version__, "machine": platform.machine(), "device": device}
+    results |= {"data": _data(work), "training": _training(work, clock), "evaluation": _evaluation(work)}
+    results |= {"accumulation": _accumulation(work, clock), "checkpointing": _checkpointing(work, clock)}
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(out / "tables.md", _tables(results))
     _figures(work, out, results)
@@ -38,7 +44,7 @@ def write_report(work: Path, out: Path, size: str) -> dict:
 
 def _data(work: Path) -> dict:
     words = json.loads((work / "words.json").read_text(encoding="utf-8"))["words"]
-    config = load_plain(work / "fasttext" / "best.pt")["config"]
+    config = load_plain(work / "measured" / "best.pt")["config"]
     return {"vocabulary": len(words), "words": len(words) - len(SPECIAL), "config": config}
 
 
@@ -46,19 +52,15 @@ def _measured(work: Path, name: str) -> list[dict]:
     return [record for record in run_log.read(work / name / "log.jsonl") if "held_out_loss" in record]
 
 
-def _training(work: Path) -> dict:
-    """Of each start the best validation perplexity (rows of the context's width, each seen from its own start)."""
+def _training(work: Path, clock: str) -> dict:
+    """Best validation perplexity of the measured model, and of each start (rows of 64 words, seen from their start)."""
     found = {}
-    shortest = min(_measured(work, name)[-1]["step"] for name in STARTS)
-    for name, label in STARTS.items():
+    for name, label in {"measured": "the measured model", **STARTS}.items():
         records = _measured(work, name)
         best = max(records, key=lambda record: record["score"])
-        early = max((record for record in records if record["step"] <= shortest), key=lambda record: record["score"])
         found[label] = {
-            "steps": records[-1]["step"], "words": records[-1]["targets"],
-            "minutes": round(records[-1]["seconds"] / 60, 1),
+            "steps": records[-1]["step"], "words": records[-1]["targets"], "minutes": round(records[-1][clock] / 60, 1),
             "validation_perplexity": round(best["validation_perplexity"], 3),
-            f"validation_perplexity_by_step_{shortest}": round(early["validation_perplexity"], 3),
         }  # fmt: skip
     return found
 
@@ -67,22 +69,22 @@ def _evaluation(work: Path) -> dict:
     return json.loads((work / "evaluate" / "evaluate.json").read_text(encoding="utf-8"))
 
 
-def _accumulation(work: Path) -> dict:
+def _accumulation(work: Path, clock: str) -> dict:
     found = {}
     folders = [path for path in work.glob("accumulation-*") if path.is_dir()]
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1])):
         last = _measured(work, folder.name)[-1]
-        row = {"steps": last["step"], "seconds_per_epoch": round(last["seconds"], 1)}
+        row = {"steps": last["step"], "seconds_per_epoch": round(last[clock], 1)}
         found[folder.name.split("-")[1]] = row | {"held_out_loss": round(last["held_out_loss"], 4)}
     return found
 
 
-def _checkpointing(work: Path) -> dict:
+def _checkpointing(work: Path, clock: str) -> dict:
     """An epoch with and without recomputation, whether they learned the same, and the measured memory."""
-    plain, again = (_measured(work, name)[-1] for name in ("accumulation-1", "recomputed"))
+    plain, again = (_measured(work, name)[-1][clock] for name in ("accumulation-1", "recomputed"))
     losses = [plots.log_points(work / name / "log.jsonl", "loss") for name in ("accumulation-1", "recomputed")]
-    epoch = {"plain_seconds": round(plain["seconds"], 1), "recomputed_seconds": round(again["seconds"], 1)}
-    epoch |= {"times": round(again["seconds"] / plain["seconds"], 3), "same_losses": losses[0] == losses[1]}
+    epoch = {"plain_seconds": round(plain, 1), "recomputed_seconds": round(again, 1)}
+    epoch |= {"times": round(again / plain, 3), "same_losses": losses[0] == losses[1]}
     return {"epoch": epoch, "step": json.loads((work / "checkpointing.json").read_text(encoding="utf-8"))}
 
 
@@ -95,8 +97,9 @@ def _tables(results: dict) -> str:
     """All tables as Markdown."""
     measured, continued = results["evaluation"], results["evaluation"]["continuations"]
     training = [[name, *row.values()] for name, row in results["training"].items()]
-    head = ["embeddings", "steps", "words read", "minutes", "validation perplexity", "the same, equal steps"]
-    text = f"## Training\n\n{_table(head, training)}\n"
+    head = ["embeddings", "steps", "words read", "minutes", "validation perplexity"]
+    clock = "Minutes and seconds are the processor's own." if results["device"] == "cpu" else ""
+    text = f"## Training\n\n{_table(head, training)}\n{clock}\n\n"
     text += (
         f"On the whole validation text ({measured['tokens']:,} words and marks, vocabulary "
         f"{measured['vocabulary']:,}, `<unk>` {measured['unknown_share']:.2%}), each word seen from at least half a "
@@ -135,24 +138,20 @@ def _checkpointing_table(found: dict) -> str:
 
 
 def _figures(work: Path, out: Path, results: dict) -> None:
-    main = work / "fasttext" / "log.jsonl"
-    losses = {"training (mean of 50 steps, dropout on)": plots.log_points(main, "loss", width=SMOOTHED)[SMOOTHED:]}
+    main = work / "measured" / "log.jsonl"
+    losses = {f"training (mean of {SMOOTHED} steps)": _smoothed(main), "validation": _validated(main)}
     losses = {name: points for name, points in losses.items() if points}
-    losses |= {"validation": plots.log_points(main, "validation_loss")}
     plots.curves(losses, "optimizer step", "loss (nats per word)", out / "loss.png")
-    perplexities = {name: [(x, 2.718281828459045**y) for x, y in points] for name, points in losses.items()}
-    plots.curves(perplexities, "optimizer step", "perplexity per word", out / "perplexity.png", log_up=True)
-    starts = {label: plots.log_points(work / name / "log.jsonl", "validation_perplexity")
-              for name, label in STARTS.items()}  # fmt: skip
-    last = min(points[-1][0] for points in starts.values())
-    starts = {name: [point for point in points if point[0] <= last] for name, points in starts.items()}
-    plots.curves(starts, "optimizer step", "validation perplexity per word", out / "embeddings.png", log_up=True)
-    series = {}
-    for count, row in results["accumulation"].items():
-        points = plots.log_points(work / f"accumulation-{count}" / "log.jsonl", "loss", width=max(1, 64 // int(count)))
-        name = f"{count} batch{'es' if int(count) > 1 else ''} a step: {row['seconds_per_epoch']:.0f} s an epoch"
-        series[name] = [(step * int(count), loss) for step, loss in points]
-    plots.curves(series, "batches of 16 rows read", "training loss (nats per word)", out / "accumulation.png")
+    plots.curves(_perplexities(losses), "optimizer step", "perplexity per word", out / "perplexity.png", log_up=True)
+    starts = {}
+    for name, label in STARTS.items():
+        log = work / name / "log.jsonl"
+        starts |= {f"{label}: training": _smoothed(log), f"{label}: validation": _validated(log)}
+    starts = {name: points for name, points in starts.items() if points}
+    across = f"optimizer step (training: mean of {SMOOTHED}, dropout on)"
+    plots.curves(_perplexities(starts), across, "perplexity per word", out / "embeddings.png", log_up=True, paired=True)
+    plots.curves(_accumulated(work, results), "batches of 16 rows read", "training loss (nats per word)",
+                 out / "accumulation.png")  # fmt: skip
     decoding = results["evaluation"]["continuations"]["decoding"]
     points = {name: (row["tokens_per_second"], row["bleu"]) for name, row in decoding.items()}
     plots.named_points(points, "tokens per second", "BLEU", out / "decoding.png")
@@ -160,3 +159,25 @@ def _figures(work: Path, out: Path, results: dict) -> None:
     points = {f"{layers} at a time" if layers != "0" else "plain": (way["seconds"], way["saved_bytes"] / 1e6)
               for layers, way in ways.items()}  # fmt: skip
     plots.named_points(points, "seconds a step", "MB kept for the backward pass", out / "checkpointing.png")
+
+
+def _smoothed(log: Path) -> list[tuple[float, float]]:
+    return plots.log_points(log, "loss", width=SMOOTHED)[SMOOTHED:]
+
+
+def _validated(log: Path) -> list[tuple[float, float]]:
+    return plots.log_points(log, "validation_loss")
+
+
+def _perplexities(losses: dict[str, list]) -> dict[str, list]:
+    return {name: [(step, math.exp(loss)) for step, loss in points] for name, points in losses.items()}
+
+
+def _accumulated(work: Path, results: dict) -> dict[str, list]:
+    """The loss curves of the accumulation runs, against batches read, each named by its epoch's seconds."""
+    series = {}
+    for count, row in results["accumulation"].items():
+        points = plots.log_points(work / f"accumulation-{count}" / "log.jsonl", "loss", width=max(1, 16 // int(count)))
+        name = f"{count} batch{'es' if int(count) > 1 else ''} a step: {row['seconds_per_epoch']:.1f} s an epoch"
+        series[name] = [(step * int(count), loss) for step, loss in points]
+    return series

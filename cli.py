@@ -222,6 +222,8 @@ def _add_training(group) -> None:
     add("--max_grad_norm", type=number(float, 0.0, above=True), default=1.0, metavar="G",
         help="clip the norm of each group's gradients, taken together, to G")  # fmt: skip
     add("--batch_tokens", type=positive, default=8192, metavar="N", help="tokens a batch, padding counted")
+    add("--packing", choices=("off", "separate", "crossing"), default="off",
+        help="several documents a row of --max_seq_len tokens: none sees another, or each those before it")  # fmt: skip
     add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
     add("--gradient_checkpointing", type=count, nargs="?", const=1, default=0, metavar="LAYERS",
         help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip

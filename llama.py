@@ -218,7 +218,7 @@ class Llama(LlamaPreTrainedModel):
         """Runs the layers over tokens (batch, seqlen) and returns normalised hidden states (batch, seqlen, dim).
 
         With a cache the tokens continue what it holds. `padding_mask` (batch, cached + seqlen) is True on real
-        tokens; positions then count real tokens alone, so a row is independent of the padding beside it.
+        tokens (positions count them alone) or numbers a row's documents: neither sees or depends on what is beside it.
         Raises ValueError beyond `max_seq_len`.
         """
         x, rotation, mask = self._begin(tokens, cache.length if cache is not None else 0, padding_mask)

@@ -12,8 +12,16 @@ from positions import alibi_bias
 
 
 def counted(padding_mask: Tensor) -> Tensor:
-    """Positions (batch, tokens) that count real tokens alone; `padding_mask` is True on them."""
-    return (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    """Positions (batch, tokens) that count real tokens alone; `padding_mask` is True on them.
+
+    Where it holds numbers of documents that stand side by side (0: padding), each is counted from its own start.
+    """
+    if padding_mask.dtype == torch.bool:
+        return (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    places = torch.arange(padding_mask.shape[1], device=padding_mask.device)
+    begins = padding_mask != padding_mask.roll(1, dims=1)
+    begins[:, 0] = True
+    return places - (places * begins).cummax(dim=1).values
 
 
 def attention_mask(
@@ -21,15 +29,18 @@ def attention_mask(
 ) -> Tensor | None:
     """What `seqlen` queries behind `past` cached tokens may see, (batch or 1, 1, seqlen, past + seqlen), boolean.
 
-    None where plain attention, causal or not, says it all. `padding_mask` is (batch, past + seqlen). With ALiBi's
-    `slopes` (n_heads,) the result is what is added to the scores: (batch or 1, n_heads, seqlen, past + seqlen).
+    None where plain attention, causal or not, says it all. `padding_mask` (batch, past + seqlen) is True on real
+    tokens, or numbers the documents of a row from 1, none of which sees another. With ALiBi's `slopes` (n_heads,)
+    the result is what is added to the scores: (batch or 1, n_heads, seqlen, past + seqlen).
     """
     if padding_mask is None and slopes is None and (past == 0 or seqlen == 1):
         return None
     queries = torch.arange(past, past + seqlen, device=device)[:, None]
     keys = torch.arange(past + seqlen, device=device)[None]
     visible = (keys <= queries if causal else keys >= 0).expand(seqlen, -1)[None, None]
-    if padding_mask is not None:  # padding sees itself: no empty softmax
+    if padding_mask is not None and padding_mask.dtype != torch.bool:
+        visible = visible & (padding_mask[:, None, past:, None] == padding_mask[:, None, None])
+    elif padding_mask is not None:  # padding sees itself: no empty softmax
         visible = (visible & padding_mask[:, None, None, :]) | (keys == queries)
     if slopes is None:
         return visible

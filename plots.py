@@ -134,13 +134,20 @@ def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, path: str | Path, log_up: bool = False
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    across: str,
+    up: str,
+    path: str | Path,
+    log_up: bool = False,
+    paired: bool = False,
 ) -> None:
-    """Named lines of (x, y) points on one pair of axes."""
+    """Named lines of (x, y) points on one pair of axes; if `paired`, every two in turn have one colour."""
     figure, axes = new_figure()
-    for name, points in series.items():
+    for number, (name, points) in enumerate(series.items()):
         marker = "o-" if len(points) <= 40 else "-"
-        axes.plot(*zip(*points, strict=True), marker, label=name, markersize=3, linewidth=1.3)
+        colour = f"C{number // 2 if paired else number}"
+        thin = 0.7 if paired and len(points) > 40 else 1.3
+        axes.plot(*zip(*points, strict=True), marker, color=colour, label=name, markersize=4, linewidth=thin)
     axes.set(xlabel=across, ylabel=up, yscale="log" if log_up else "linear")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

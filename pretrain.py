@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from llama import Llama
 from losses import cross_entropy, token_nll
 from muon import Muon, muon_groups
 from optimizer import AdamW, decay_groups
+from packing import PackedBatches
 from pretrained import load_model
 from run_log import RunLog
 from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
@@ -48,13 +50,16 @@ class StoryWorkload:
 
     def __init__(self, data: TokenFile, tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Namespace):
         training, held_out = split_documents(len(data), args.held_out, args.seed)
-        self.training = StoryBatches(data, training, config.max_seq_len, args.batch_tokens, args.seed)
+        kind = StoryBatches
+        if args.packing != "off":
+            kind = partial(PackedBatches, crossing=args.packing == "crossing")
+        self.training = kind(data, training, config.max_seq_len, args.batch_tokens, args.seed)
         self.held_out = StoryBatches(data, held_out, config.max_seq_len, args.batch_tokens, args.seed)
         self.validation = _validation(tokenizer, config, args)
         self.config, self.tokenizer = config, tokenizer
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """Batches of documents of like length, in an order of the epoch's own."""
+        """Batches of documents of like length, or packed, in an order of the epoch's own."""
         return self.training.epoch(epoch)
 
     def count(self, batch: np.ndarray) -> int:
@@ -83,7 +88,9 @@ class StoryWorkload:
 def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor, Tensor]:
     """Hidden states (targets, dim) and their targets (targets,), of a batch with its rows laid end to end."""
     tokens, targets = (tensor.to(model.device) for tensor in batches.tensors(batch))
-    return model.hidden_states(tokens).flatten(0, 1), targets.flatten()
+    if (documents := batches.documents(batch)) is not None:
+        documents = documents.to(model.device)
+    return model.hidden_states(tokens, padding_mask=documents).flatten(0, 1), targets.flatten()
 
 
 def _mean_loss(model: Llama, batches: StoryBatches) -> float:
@@ -125,6 +132,8 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     data = tokenise(args.corpus, tokenizer, folder / "cache")
     workload = StoryWorkload(data, tokenizer, config, args)
     identity = config.to_dict() | {name: getattr(args, name) for name in TRAINING_FLAGS} | {"data": data.digest}
+    if args.packing != "off":
+        identity["packing"] = args.packing
     if begun:
         identity["pretrained"] = hashlib.sha256(Path(args.pretrained_model_path).read_bytes()).hexdigest()[:16]
     log = RunLog(folder / "log.jsonl")

@@ -31,8 +31,18 @@ def rotation_table(head_dim: int, max_seq_len: int, theta: float = 10000.0) -> t
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns the adjacent pairs of x (..., seqlen, head_dim) by angles (..., seqlen, head_dim / 2).
 
-    Computed in float32 at least; returns x's dtype.
+    A pair is a complex number, and turning it one product. Computed in float32 at least; returns x's dtype.
     """
+    if torch.compiler.is_compiling():  # which makes one kernel of real numbers, and none of complex ones
+        return rotate_spelled_out(x, cos, sin)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    turn = torch.complex(cos.to(wide.dtype), sin.to(wide.dtype))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())  # (..., head_dim) -> (..., head_dim / 2)
+    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+
+
+def rotate_spelled_out(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` in real numbers: its oracle."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     even, odd = wide[..., 0::2], wide[..., 1::2]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)

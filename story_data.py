@@ -116,8 +116,9 @@ class StoryBatches:
     """Batches of whole documents of like length, right-padded, of about `tokens_per_batch` tokens each.
 
     A document longer than `max_seq_len` is cut into rows that overlap by one token, so that every token but the
-    first is a target exactly once; no row holds two documents. An epoch's order depends on (seed, epoch) alone.
-    With a `stride` below `max_seq_len` rows start so far apart, and the targets they share count in the first alone.
+    first is a target exactly once; no row holds two documents (in `packing` rows do). An epoch's order depends on
+    (seed, epoch) alone. With a `stride` below `max_seq_len` rows start so far apart, and the targets they share count
+    in the first alone.
     """
 
     def __init__(
@@ -158,21 +159,38 @@ class StoryBatches:
         batches.append(order[start:])
         return batches
 
+    def contents(self, batch: np.ndarray) -> list[np.ndarray]:
+        """For each row of a batch the pieces of `rows` that stand in it: here a single one."""
+        return list(self.rows[batch][:, None])  # each (1, 3)
+
+    def documents(self, batch: np.ndarray) -> Tensor | None:
+        """What keeps the documents of a row apart (see `packing`): here nothing needs to."""
+        return None
+
     def count(self, batch: np.ndarray) -> int:
         """How many targets a batch has."""
-        return int((self.rows[batch, 1] - self.rows[batch, 0] - 1 - self.rows[batch, 2]).sum())
+        pieces = np.concatenate(self.contents(batch))
+        return int((pieces[:, 1] - pieces[:, 0] - 1 - pieces[:, 2]).sum())
 
     def tensors(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Tokens and next-token targets of a batch, each (rows, width); targets of padding are `IGNORED`."""
-        rows = self.rows[batch]
-        width = self._width(int((rows[:, 1] - rows[:, 0]).max()))
-        tokens = np.zeros((len(rows), width), dtype=np.int64)
-        targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
-        for row, (start, end, skipped) in enumerate(rows):
-            ids = self.data.tokens[start:end].astype(np.int64)
-            tokens[row, : len(ids) - 1] = ids[:-1]
-            targets[row, skipped : len(ids) - 1] = ids[1 + skipped :]
+        contents = self.contents(batch)
+        width = self.width(contents)
+        tokens = np.zeros((len(contents), width), dtype=np.int64)
+        targets = np.full((len(contents), width), IGNORED, dtype=np.int64)
+        for row, pieces in enumerate(contents):
+            place = 0
+            for start, end, skipped in pieces:
+                ids = self.data.tokens[start:end].astype(np.int64)
+                after = place + len(ids) - 1
+                tokens[row, place:after] = ids[:-1]
+                targets[row, place + skipped : after] = ids[1 + skipped :]
+                place = after
         return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+    def width(self, contents: list[np.ndarray]) -> int:
+        """The width of a batch of such contents."""
+        return self._width(1 + max(int((pieces[:, 1] - pieces[:, 0] - 1).sum()) for pieces in contents))
 
     def _width(self, length: int) -> int:
         """Width of a batch whose longest row has `length` tokens, of which the last is a target only."""

@@ -88,6 +88,7 @@ class Progress:
     best_score: float = float("-inf")
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0
+    processor_seconds: float = 0.0  # of this process alone: what others do on the machine does not count
     done: bool = False  # the workload found nothing left to learn
     skipped: int = 0  # steps without an update: a gradient was not finite in float16
 
@@ -187,15 +188,15 @@ class Trainer:
     def fit(self) -> Progress:
         """Trains to the end, or until patience is lost; returns where the run stands then."""
         distributed.same_weights(self.model)
-        started = time.perf_counter() - self.progress.seconds
+        clocks = time.perf_counter() - self.progress.seconds, time.process_time() - self.progress.processor_seconds
         begin, silent = self.progress.step, not distributed.is_first()
         bar = tqdm(total=self.total_steps, initial=begin, desc="training", unit="step", disable=silent)
         with bar:
-            self._run(bar, started)
+            self._run(bar, *clocks)
         self.save()
         return self.progress
 
-    def _run(self, bar: tqdm, started: float) -> None:
+    def _run(self, bar: tqdm, started: float, processor_started: float) -> None:
         while self.progress.epoch < self.settings.epochs and not self._ended():
             batches = self.workload.epoch(self.progress.epoch)
             while self.progress.place < len(batches) and not self._ended():
@@ -203,6 +204,7 @@ class Trainer:
                 loss, rate = self._step(group)
                 self.progress.place += len(group)
                 self.progress.seconds = time.perf_counter() - started
+                self.progress.processor_seconds = time.process_time() - processor_started
                 self._show(bar, loss, rate)
                 self._after_step(epoch_ends=self.progress.place >= len(batches), bar=bar)
             if self.progress.place >= len(batches):
@@ -259,8 +261,9 @@ class Trainer:
             measured = distributed.gather(self.workload.evaluate(self.model))[0]
         progress = self.progress
         self.log.write(
-            step=progress.step, epoch=progress.epoch, targets=progress.targets, seconds=progress.seconds, **measured
-        )
+            step=progress.step, epoch=progress.epoch, targets=progress.targets, seconds=progress.seconds,
+            processor_seconds=progress.processor_seconds, **measured,
+        )  # fmt: skip
         bar.write(self.describe(progress, measured))
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0

@@ -1,7 +1,7 @@
 """Pretraining throughput: this project's training step beside a plain loop around `transformers`' Llama.
 
     python -m bench.pretrain --threads 2 --dtype bfloat16
-    python -m bench.pretrain --corpus train.txt
+    python -m bench.pretrain --corpus train.txt --compile
     python -m bench.pretrain --use_gpu --dtype bfloat16 --size 42M --batch_tokens 65536
 
 All train one model (the same weights at the start, RMSNorm, no dropout) in the same type, in alternating rounds of one
@@ -42,7 +42,7 @@ from story_data import StoryBatches, TokenFile, encode_documents, read_documents
 from tests.oracles import transformers_model
 from tokenizer import load_tokenizer
 from trainer import Trainer, TrainSettings
-from utils import DTYPES, autocast, set_up
+from utils import DTYPES, autocast, check_compiler, compile_methods, set_up
 
 SIZES = {  # the shipped story model's, and the course's
     "9M": {"vocab_size": 4096, "dim": 256, "n_layers": 8, "n_heads": 4, "n_kv_heads": 2},
@@ -140,7 +140,7 @@ def report(rates: dict[str, tuple[float, float]], model: Llama, rows: float, arg
     for name, (wall, processor) in rates.items():
         print(f"{name:<24} {wall:10,.0f} tokens/s {processor:10,.0f} tokens/s of processor time")
     figures = {"parameters": model.parameter_count(), "threads": torch.get_num_threads(), "rounds": args.rounds}
-    figures |= {"size": args.size, "batch_tokens": args.batch_tokens, "dtype": args.dtype}
+    figures |= {"size": args.size, "batch_tokens": args.batch_tokens, "dtype": args.dtype, "compile": args.compile}
     for clock, suffix in enumerate(("", "_processor_time")):
         for name, rate in rates.items():
             figures[f"{name}{suffix}"] = round(rate[clock], 1)
@@ -159,6 +159,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="our layers, as pretrain's flag does")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--peak_tflops", type=float, help="of the device in this type")
@@ -175,7 +176,10 @@ def main() -> None:
     model = Llama(LlamaConfig(**SIZES[args.size], max_seq_len=args.max_seq_len, norm_type="rmsnorm")).to(device)
     data = token_data(args, model.config.vocab_size)
     batches = StoryBatches(data, np.arange(len(data)), args.max_seq_len, args.batch_tokens, seed=0)
-    ours, plain = our_step(model, batches, args), plain_step(model, batches, args)
+    plain, ours = plain_step(model, batches, args), our_step(model, batches, args)
+    if args.compile:
+        check_compiler(device)
+        compile_methods(model, "hidden_states")
     first, *chosen = batches.epoch(0)[: 1 + args.steps * args.rounds]
     losses = [step(first) for step in (plain, ours)]  # the warm-up
     if abs(losses[0] - losses[1]) > (1e-3 if args.dtype == "float32" else 5e-2):

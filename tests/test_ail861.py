@@ -28,7 +28,7 @@ def texts(tmp_path):
 def test_the_commands_exist_and_never_train_on_the_validation_text(texts, tmp_path, capsys):
     assert ail861.main([*texts, "--show"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 12 and not (tmp_path / "runs").exists()
+    assert len(lines) == 13 and not (tmp_path / "runs").exists()
     for line in lines:
         if "run_llama.py" not in line[1]:
             continue
@@ -75,4 +75,4 @@ def test_a_tiny_run_fills_the_report(texts, tmp_path, capsys):
     figures = {"loss", "perplexity", "embeddings", "accumulation", "decoding", "checkpointing", "attention-1"}
     assert {f"{name}.png" for name in figures} <= made and "tables.md" in made
     assert ail861.main(texts) == 0
-    assert capsys.readouterr().out.count("done before") == 12
+    assert capsys.readouterr().out.count("done before") == 13

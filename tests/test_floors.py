@@ -16,7 +16,7 @@ FLOORS = {
     " positions word_tokenizer norms submission_files distributed products",
     1: "kv_cache muon checkpoint story_data plots golden lora sentiment_data addition_lib"
     " masks gradient_checkpointing fasttext_vectors submission_zip",
-    2: "base_llama llama decoding lean_step drafting static_step",
+    2: "base_llama llama decoding lean_step drafting static_step packing",
     3: "trainer steps pretrained batching classifier classifier_checkpoint addition_fast"
     " attention_maps submission_check",
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import llama
 from config import LlamaConfig
 from llama import Attention, LayerNorm, Llama, RMSNorm
-from rope import apply_rotary_emb, rotation_table
+from rope import apply_rotary_emb, rotate, rotate_spelled_out, rotation_table
 from tests.golden import numpy_llama
 from tests.oracles import numpy_weights, random_llama, transformers_model
 
@@ -105,6 +105,37 @@ def test_rope_equals_complex_rotation(head_dim, theta, seqlen, seed):
             [[numpy_llama.turn(head, place, theta) for head in row] for place, row in enumerate(batch)] for batch in x
         ]
         assert difference(actual.double(), np.array(expected)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_turned_as_complex_numbers_is_turned_as_real_ones(dtype):
+    wide = torch.randn(2, 7, 12, 4, dtype=torch.float64).to(dtype)
+    cos, sin = (table[:7, None] for table in rotation_table(8, 16))
+    whole, shifted = wide.flatten(2).view(2, 7, 6, 8), wide.flatten(2)[..., 1:25].unflatten(2, (3, 8))
+    for x in (whole, shifted, wide.transpose(2, 3)[..., 1:9]):  # as they come, and in strides of no complex number
+        results = []
+        for turn in (rotate, rotate_spelled_out):
+            leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+            turned = turn(leaf, cos, sin)
+            (turned * turned.detach().roll(1, -1)).sum().backward()
+            results.append((turned, leaf.grad))
+        tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype != torch.bfloat16 else {"rtol": 1e-2, "atol": 1e-2}
+        torch.testing.assert_close(results[0], results[1], **tolerance)
+        torch.testing.assert_close(rotate(x, cos, sin), rotate_spelled_out(x, cos, sin), **tolerance)
+
+
+def test_rmsnorms_gradient_by_hand():
+    norm = RMSNorm(6, 1e-3).double()
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(norm, (x,))
+    found = []
+    for way in (norm, norm._norm):
+        norm.zero_grad()
+        x.grad = None
+        way(x).pow(3).sum().backward()
+        found.append((x.grad.clone(), norm.weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
 def test_far_positions_are_as_exact_as_near_ones():

@@ -12,6 +12,7 @@ from llama import Llama
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "models" / "stories.model"
+CLOCKS = {"seconds": 0, "processor_seconds": 0}  # what no two runs' logs have in common
 CONFIG = LlamaConfig(vocab_size=4096, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=128)
 
 
