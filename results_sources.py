@@ -58,7 +58,7 @@ class Figure:
     draw: Callable[[list], None]
     commands: tuple[str, ...]
     columns: int = 1
-    height: float = 3.4
+    height: float = 2.9
 
 
 @dataclass(frozen=True)
