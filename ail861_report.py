@@ -158,7 +158,8 @@ def _figures(work: Path, out: Path, results: dict) -> None:
     ways = results["checkpointing"]["step"]["ways"]
     points = {f"{layers} at a time" if layers != "0" else "plain": (way["seconds"], way["saved_bytes"] / 1e6)
               for layers, way in ways.items()}  # fmt: skip
-    plots.named_points(points, "seconds a step", "MB kept for the backward pass", out / "checkpointing.png")
+    seconds = "seconds a step" if results["device"] == "cuda" else "the processor's seconds a step"
+    plots.named_points(points, seconds, "MB kept for the backward pass", out / "checkpointing.png")
 
 
 def _smoothed(log: Path) -> list[tuple[float, float]]:

@@ -148,18 +148,26 @@ def curves(
         colour = f"C{number // 2 if paired else number}"
         thin = 0.7 if paired and len(points) > 40 else 1.3
         axes.plot(*zip(*points, strict=True), marker, color=colour, label=name, markersize=4, linewidth=thin)
-    axes.set(xlabel=across, ylabel=up, yscale="log" if log_up else "linear")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.set(xlabel=across, ylabel=up)
+    if log_up:
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     save_figure(figure, path)
 
 
 def named_points(points: Mapping[str, tuple[float, float]], across: str, up: str, path: str | Path) -> None:
-    """Points with their names beside them: a trade-off at a glance."""
+    """Points with their names beside them, on the side that has room: a trade-off at a glance."""
     figure, axes = new_figure()
+    middle = (min(x for x, _ in points.values()) + max(x for x, _ in points.values())) / 2
     for name, (x, y) in points.items():
         axes.plot(x, y, "o")
-        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points")
+        left = x > middle
+        axes.annotate(
+            name, (x, y), xytext=(-7 if left else 7, 4), textcoords="offset points", ha="right" if left else "left"
+        )
     axes.set(xlabel=across, ylabel=up)
     axes.margins(0.2)
     axes.grid(alpha=0.3)

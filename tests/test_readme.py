@@ -74,3 +74,9 @@ def test_the_guide_names_every_module():
     guide = page("structure.md")
     modules = {path.name for path in Path(ROOT).glob("*.py")}
     assert not {name for name in modules if f"`{name}`" not in guide}
+
+
+def test_the_docs_show_figures_that_are_there():
+    for path in (ROOT / "docs").glob("*.md"):
+        targets = re.findall(r"\]\(([^)#\s]+)\)", path.read_text("utf-8"))
+        assert targets and not [target for target in targets if not (path.parent / target).exists()]
