@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -219,7 +220,7 @@ def _own_confusions(root: Path, data: str) -> tuple[dict[str, dict], tuple[str, 
 def _draw_confusions(found: dict[str, dict], axes: list) -> None:
     for place, (title, counts) in zip(axes, found.items(), strict=True):
         plots.draw_confusion(place, counts["matrix"], counts["names"], size=7)
-        place.set_title(title, fontsize=7)
+        place.set_title(textwrap.fill(title, 30), fontsize=7)
 
 
 def confusion(root: Path, name: str, data: str, names: Sequence[str]) -> list[list[int]]:
@@ -260,7 +261,7 @@ def addition_table(root: Path) -> Table:
             commands.append(training["command"])
         commands.append(f"python addition_run.py test --checkpoint {MODELS}/{name}/best_model.pth")
     header = ("model", "dim/layers/heads/kv", "FFN", "theta", "parameters", "examples", "seeds", "test", "right of all")
-    note = "Test: share of right answers on the course's 10,000 problems; all: 81,000,000. FFN –: the course's width."
+    note = "Test: share of right answers on 10,000 problems; all: 81,000,000. FFN –: the course's width."
     return Table("Addition", header, rows, tuple(commands), note)
 
 
