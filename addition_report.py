@@ -55,10 +55,13 @@ def read_models(folder: Path) -> list[dict]:
 def table(models: list[dict]) -> str:
     """A Markdown table, one model a line."""
     names = list(models[0])
-    rows = [[f"{model[name]:,}" if isinstance(model[name], int) else str(model[name]) for name in names]
-            for model in models]  # fmt: skip
+    rows = [[_cell(model[name]) for name in names] for model in models]
     heads = [name.replace("_", " ") for name in names]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(names), *rows])
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def draw_heads(checkpoint: Path, out: Path) -> None:

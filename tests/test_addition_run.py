@@ -53,6 +53,19 @@ def test_a_run_leaves_the_courses_files(train, tmp_path, capsys):
     assert len(predictions) == 40 and len(predictions) - len(summary["wrong"]) == round(40 * summary["accuracy"])
 
 
+def test_the_courses_test_problems_are_not_trained_on_either(train, tmp_path):
+    """All that one draw would train on, kept as the course's test: the next run has none of them."""
+    assert train() == 0
+    first = (tmp_path / "data" / "addition_train.txt").read_text("ascii")
+    (tmp_path / "data" / "course_addition_test.txt").write_text(first, encoding="ascii")
+    assert train("--save_dir", "other") == 0
+    kept, now = (set(pair_number(*read_problems(tmp_path / "data" / name)).tolist())
+                 for name in ("course_addition_test.txt", "addition_train.txt"))  # fmt: skip
+    assert len(now) == 300 and not kept & now
+    described = json.loads((tmp_path / "other" / "training_config.json").read_text())
+    assert described["excluded"] == ["addition_test.txt", "course_addition_test.txt"]
+
+
 def test_plain_and_fast_training_give_the_same_curve(train, tmp_path):
     assert train("--save_dir", "fast", "--chunk", "50") == 0 and train("--save_dir", "plain", "--plain") == 0
     curves = [[record["loss"] for record in read(tmp_path / name / "log.jsonl") if "loss" in record]

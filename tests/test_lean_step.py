@@ -17,7 +17,7 @@ from products import Screened
 from sampling import Sampler
 from steps import make_lean
 from tests.oracles import random_llama
-from tests.tiny import ROOT, write_tiny_checkpoint
+from tests.tiny import ROOT, step_logits, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 
 SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}
@@ -48,17 +48,8 @@ def test_the_same_tokens_as_the_plain_path(which, prompts, new, temperature):
 
 @pytest.mark.parametrize("which", range(len(MODELS)), ids=lambda which: str(VARIANTS[which]))
 def test_the_same_logits_as_the_plain_path(which):
-    tokens = torch.randint(0, 61, (3, 10), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(3, 10, dtype=torch.bool)
-    mask[0, :4] = False
-    for padding in (None, mask):
-        found = []
-        for model in (MODELS[which], LEAN[which]):
-            cache = model.new_cache(3)
-            with torch.no_grad():
-                model.hidden_states(tokens[:, :-1], cache, None if padding is None else padding[:, :-1])
-                found.append(model.step(tokens[:, -1:], cache, padding))
-            assert cache.length == 10
+    for padded in (False, True):
+        found = (step_logits(model, padded) for model in (MODELS[which], LEAN[which]))
         torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 

@@ -120,6 +120,19 @@ def test_state_round_trip_goes_on_to_the_same_bits(foreach):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_clipping_each_tensor_is_a_group_for_each(foreach):
+    """And not the same as clipping them together: all norms are above the bound."""
+    options = {"lr": 0.01, "max_grad_norm": 0.1, "foreach": foreach}
+    apart, groups, together = parameters(), parameters(), parameters()
+    found = run(AdamW(apart, **options, clip_each=True), apart, 12)
+    expected = run(AdamW([{"params": [tensor]} for tensor in groups], **options), groups, 12)
+    others = run(AdamW(together, **options), together, 12)
+    for each, alone, shared in zip(found, expected, others, strict=True):
+        np.testing.assert_allclose(each, alone, rtol=1e-12)
+        assert not np.allclose(each, shared, rtol=1e-4)
+
+
 def test_both_paths_agree_in_float32_and_leave_gradients_alone():
     moved = []
     for foreach in (False, True):

@@ -24,6 +24,19 @@ def write_tiny_checkpoint(path: Path, config: LlamaConfig = CONFIG, tokenizer: P
     return model.eval()
 
 
+def step_logits(model: Llama, padded: bool) -> torch.Tensor:
+    """Logits after the tenth token of three random rows, by `Llama.step`; `padded`: the first begins with padding."""
+    tokens = torch.randint(0, model.config.vocab_size, (3, 10), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 10, dtype=torch.bool)
+    mask[0, :4] = False
+    cache = model.new_cache(3)
+    with torch.no_grad():
+        model.hidden_states(tokens[:, :-1], cache, mask[:, :-1] if padded else None)
+        logits = model.step(tokens[:, -1:], cache, mask if padded else None)
+    assert cache.length == 10
+    return logits.clone()
+
+
 def stories(count: int = 60) -> list[str]:
     """Short made-up stories of different lengths."""
     names, things = ("Ann", "Ben", "Cleo", "Dan"), ("ball", "kite", "red hat", "small boat", "drum")
