@@ -77,6 +77,35 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -
     return (found.view(kv_heads, rows, -1).transpose(0, 1) if together else found).reshape(rows, -1)
 
 
+class Part(nn.Module):
+    """A linear layer without a weight of its own: some outputs of a packed product, which its parts run but once."""
+
+    def __init__(self, whole: Whole, place: int):
+        super().__init__()
+        self.whole, self.place = whole, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return self.whole(x)[self.place]
+
+
+class Whole:
+    """A packed product of any number of rows, its outputs split by `sizes`; asked with the same x again, it waits."""
+
+    def __init__(self, product: Packed, sizes: Sequence[int]):
+        self.product, self.sizes = product, list(sizes)
+        self.asked: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """x (..., in) -> a part (..., size) for each size; every row has a scale of its own, whatever the product's."""
+        if self.asked is not x:
+            rows = x.flatten(0, -2)
+            largest = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
+            found = self.product(rows / largest).mul_(largest).unflatten(0, x.shape[:-1])
+            self.asked, self.found = x, found.split(self.sizes, dim=-1)
+        return self.found
+
+
 class Places:
     """Where a step's products go, for `batch` rows, and the parts of them that the step asks for by name."""
 
@@ -92,21 +121,31 @@ class Places:
 
 
 class LeanStep:
-    """Steps a model by one token a row. Made for a model that is read only: its weights are laid out anew in place."""
+    """Steps a model by one token a row. Made for a model that is read only: its weights are laid out anew in place.
 
-    def __init__(self, model, kind: str = "float32", screened: int = SCREENED, output: Packed | None = None):
+    With `replaces`, weights of another kind take the place of the model's own, for the plain path too.
+    """
+
+    def __init__(
+        self,
+        model,
+        kind: str = "float32",
+        screened: int = SCREENED,
+        output: Packed | None = None,
+        replaces: bool = False,
+    ):
         if kind not in KINDS or not fits(model.config):
             raise ValueError(f"no lean step in {kind} for this configuration")
         self.config: LlamaConfig = model.config
-        self.model, self.kind = model, kind
+        self.model, self.kind, self.replaces = model, kind, replaces
+        self.layers = [self._layer(layer) for layer in model.layers]
         self.screen = self._screen(model.output.weight.detach(), screened)
         if self.screen is not None:  # read in rows: as it is
             self.output = Upright(model.output.weight.detach())
-        else:  # the largest first, while the least is held beside it
-            self.output = self._product([model.output]) if output is None else output
-        if model.config.tie_embeddings:
+        else:
+            self.output = self._product(model, "output") if output is None else output
+        if model.config.tie_embeddings and kind == "float32":
             model.tok_embeddings.weight = model.output.weight  # laid out anew, perhaps
-        self.layers = [self._layer(layer) for layer in model.layers]
         self.norm = normaliser(model.norm)
         self.turn = torch.complex(model.rope_cos, model.rope_sin)  # (max_seq_len, head_dim / 2)
         self.places: Places | None = None
@@ -114,18 +153,24 @@ class LeanStep:
     def _layer(self, layer) -> tuple:
         attention, gate = layer.attention, layer.feed_forward
         products = [
-            self._product([attention.compute_query, attention.compute_key, attention.compute_value]),
-            self._product([attention.compute_output]),
-            self._product([gate.w1, gate.w3]),
-            self._product([gate.w2]),
+            self._product(attention, "compute_query", "compute_key", "compute_value"),
+            self._product(attention, "compute_output"),
+            self._product(gate, "w1", "w3"),
+            self._product(gate, "w2"),
         ]
         return (normaliser(layer.attention_norm), normaliser(layer.ffn_norm), *products)
 
-    def _product(self, linears: Sequence[nn.Linear]) -> Dense | Packed:
-        """The product with these layers' weights."""
+    def _product(self, owner: nn.Module, *names: str) -> Dense | Packed:
+        """The product with the weights of the owner's layers of these names."""
+        linears = [getattr(owner, name) for name in names]
         if self.kind in PACKED:
             weights = [linear.weight.detach() for linear in linears]
-            return PACKED[self.kind](torch.cat(weights) if len(weights) > 1 else weights[0])
+            product = PACKED[self.kind](torch.cat(weights) if len(weights) > 1 else weights[0])
+            if self.replaces:
+                whole = Whole(product, [linear.out_features for linear in linears])
+                for place, name in enumerate(names):
+                    setattr(owner, name, Part(whole, place))
+            return product
         weight = joined(linears)
         return (Narrow if weight.shape[1] <= Narrow.WIDEST else Dense)(weight)
 

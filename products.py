@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AT_ONCE = 1024  # rows that are worked on at a time, so that no second copy of a large weight is ever there
+LARGE = 8192  # rows that are packed at a time where each packing costs a call of its own
 
 
 class Dense:
@@ -95,10 +96,13 @@ def bfloat16(weight: Tensor) -> Packed:
     On x86 the rounded weights are kept in float16, whose kernel is the faster: it holds a bfloat16 of magnitude
     6e-5 to 65,504 exactly, and a smaller one to 3e-8. Elsewhere, and beyond that range, the product is torch's own.
     """
+    if torch.backends.quantized.engine in ("x86", "fbgemm") and -weight.min() < 65504.0 > weight.max():
+        product = torch.ops.quantized.linear_dynamic_fp16
+        parts = [torch.ops.quantized.linear_prepack_fp16(p.bfloat16().float(), None) for p in weight.split(LARGE)]
+        if len(parts) == 1:
+            return Packed(lambda x: product(x, parts[0]))
+        return Packed(lambda x: torch.cat([product(x, part) for part in parts], dim=1))
     rounded = weight.bfloat16()
-    if torch.backends.quantized.engine in ("x86", "fbgemm") and rounded.abs().max() < 65504.0:
-        packed = torch.ops.quantized.linear_prepack_fp16(rounded.float(), None)
-        return Packed(lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed))
     return Packed(lambda x: F.linear(x.bfloat16(), rounded).float())
 
 

@@ -19,7 +19,7 @@ def make_lean(model, kind: str = "float32") -> None:
     On a GPU bfloat16 is that of all weights. Raises ValueError where another kind than float32 cannot be had.
     """
     if fits(model.config) and model.device.type == "cpu":
-        step = LeanStep(model, kind)
+        step = LeanStep(model, kind, replaces=True)
         model.lean_step = step if step.screen is None else Drafted(step)
     elif fits(model.config) and model.device.type == "cuda" and kind != "int8":
         if kind == "bfloat16":

@@ -1,12 +1,14 @@
 """Engines that `bench.generate` compares, each made from the same weights: this project's, and three others.
 
-transformers and CTranslate2 run in this process; llama2.c's `run` and `runq` are programs that the user has built.
-Each engine continues prompts greedily and says how long the prompt and the tokens behind it took.
+Each engine continues prompts greedily and says how long the prompt and the tokens behind it took. Ours, transformers
+and CTranslate2 each run in a process of their own (`Isolated`): in one, their pools of threads slow each other down to
+a third. llama2.c's `run` and `runq` are programs that the user has built.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import multiprocessing
 import os
 import re
 import struct
@@ -21,7 +23,7 @@ import torch
 
 from checkpoint import BIN_HEADER, bin_order
 from decoding import stream
-from llama import Llama
+from llama import Llama, load_pretrained
 from sampling import Sampler
 from steps import make_lean
 from tests.oracles import transformers_model, transformers_state
@@ -42,6 +44,35 @@ class Sample(NamedTuple):
 Engine = Callable[[int, Rows, int], Sample]  # of threads, prompts, new tokens
 
 
+class Isolated:
+    """An engine in a process of its own, which makes it there by `make`."""
+
+    def __init__(self, make: Callable[[], Engine]):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        context.Process(target=_serve, args=(make, theirs), daemon=True).start()
+
+    def __call__(self, threads: int, prompts: Rows, new: int) -> Sample:
+        """What the engine gives; raises what it raises."""
+        self.pipe.send((threads, prompts, new))
+        found = self.pipe.recv()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def _serve(make: Callable[[], Engine], pipe) -> None:
+    engine = None
+    with contextlib.suppress(EOFError):  # the other side is gone
+        while True:
+            asked = pipe.recv()
+            try:
+                engine = engine or make()
+                pipe.send(engine(*asked))
+            except Exception as error:
+                pipe.send(error)
+
+
 def timed(generate: Callable[[Rows, int], Rows]) -> Callable[[Rows, int], Sample]:
     """Prefill is what one token takes; the others are what more tokens take beyond it."""
 
@@ -57,9 +88,9 @@ def timed(generate: Callable[[Rows, int], Rows]) -> Callable[[Rows, int], Sample
     return sample
 
 
-def ours(model: Llama, kind: str | None) -> Engine:
+def ours(checkpoint: Path, kind: str | None) -> Engine:
     """The lean step with weights of this kind, or the plain path (None)."""
-    model = copy.deepcopy(model)
+    model = load_pretrained(str(checkpoint))
     if kind is not None:
         make_lean(model, kind)
 
@@ -69,9 +100,9 @@ def ours(model: Llama, kind: str | None) -> Engine:
     return _of_torch(timed(generate))
 
 
-def transformers(model: Llama) -> Engine:
+def transformers(checkpoint: Path) -> Engine:
     """`generate` of transformers, float32, cached."""
-    other = transformers_model(model)
+    other = transformers_model(load_pretrained(str(checkpoint)))
     options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
     def generate(prompts: Rows, new: int) -> Rows:
@@ -90,7 +121,7 @@ def _of_torch(sample: Callable[[Rows, int], Sample]) -> Engine:
     return run
 
 
-def ctranslate2(folder: Path, kind: str, vocab_size: int) -> Engine:
+def ctranslate2(folder: Path, kind: str) -> Engine:
     """CTranslate2 over a folder that `export_ctranslate2` wrote, its matrices as `kind` (float32 or int8)."""
     import ctranslate2
 

@@ -4,10 +4,10 @@
     python -m bench.generate --checkpoint models/stories.pt --tokens 256
     python -m bench.generate --llama2c DIR    # DIR holds `run` and `runq`, built from llama2.c's own repository
 
-The default is 42 million random weights. Every engine runs with each number of threads, in turn, round after round;
-its fastest number counts, and ratios are medians over the rounds. CTranslate2 is measured where it is installed
-(`pip install ctranslate2`). The floor is the weights read once a token at the bandwidth measured here. The last line
-is JSON.
+The default is 42 million random weights. Every engine runs with each number of threads, in turn, round after round,
+in a process of its own; its fastest number counts, and ratios are medians over the rounds. CTranslate2 is measured
+where it is installed (`pip install ctranslate2`). The floor is the weights read once a token at the bandwidth measured
+here. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bench import engines
 from bench.engines import Engine, Rows, Sample
+from checkpoint import save_checkpoint
 from config import LlamaConfig
 from lean_step import KINDS
 from llama import Llama, load_pretrained
@@ -115,20 +117,23 @@ def prompts_of(model: Llama, count: int, length: int) -> Rows:
 
 def line_up(model: Llama, args: argparse.Namespace, folder: Path) -> Iterable[Contender]:
     """Every engine that is here, at every batch size; says which is left out and why."""
+    weights = folder / "model.pt"
+    save_checkpoint(weights, model.config, model.state_dict())
+    made = {f"lean {kind}": (kind, partial(engines.ours, weights, kind)) for kind in KINDS}
+    made["plain float32"] = "float32", partial(engines.ours, weights, None)
+    made["transformers float32"] = "float32", partial(engines.transformers, weights)
+    if importlib.util.find_spec("ctranslate2") is not None:
+        engines.export_ctranslate2(model, folder)
+        for kind in ("float32", "int8"):
+            made[f"CTranslate2 {kind}"] = kind, partial(engines.ctranslate2, folder, kind)
+    else:
+        print("CTranslate2 is not measured: it is not installed (pip install ctranslate2)")
+    running = {name: engines.Isolated(make) for name, (_, make) in made.items()}
     for batch in args.batch:
         prompts = prompts_of(model, batch, args.prompt_tokens)
-        for kind in KINDS:
-            yield Contender(f"lean {kind}", engines.ours(model, kind), prompts, kind)
-        if batch == 1:
-            yield Contender("plain float32", engines.ours(model, None), prompts, "float32")
-        yield Contender("transformers float32", engines.transformers(model), prompts, "float32")
-        if importlib.util.find_spec("ctranslate2") is not None:
-            engines.export_ctranslate2(model, folder)
-            for kind in ("float32", "int8"):
-                made = engines.ctranslate2(folder, kind, model.config.vocab_size)
-                yield Contender(f"CTranslate2 {kind}", made, prompts, kind)
-        elif batch == args.batch[0]:
-            print("CTranslate2 is not measured: it is not installed (pip install ctranslate2)")
+        for name, (kind, _) in made.items():
+            if batch == 1 or name != "plain float32":
+                yield Contender(name, running[name], prompts, kind)
     if args.llama2c is None:
         return
     config = model.config

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import run_llama
 from decoding import stream
-from lean_step import LeanStep
+from lean_step import LeanStep, Whole
 from llama import load_pretrained
-from products import Screened
+from products import Screened, int8
 from sampling import Sampler
 from steps import make_lean
 from tests.oracles import random_llama
@@ -85,6 +85,32 @@ def test_int8_costs_hardly_any_loss_on_the_shipped_model():
             logits = torch.cat([step(ids[:, place : place + 1], cache) for place in range(ids.shape[1] - 1)], dim=1)
         losses.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).item())
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_packed_weights_serve_the_plain_path_too_and_the_models_own_are_dropped(kind):
+    fields = SMALL | {"dim": 64, "n_heads": 4}
+    exact, model = random_llama(**fields), random_llama(**fields)
+    make_lean(model, kind)
+    assert {name for name, parameter in model.named_parameters() if parameter.dim() == 2} == {"tok_embeddings.weight"}
+    tokens = torch.arange(40).view(2, 20)
+    with torch.inference_mode():
+        expected, found = (llama(tokens, targets=tokens)[0] for llama in (exact, model))
+        cache = model.new_cache(2)
+        stepped = torch.cat([model.step(tokens[:, place : place + 1], cache) for place in range(20)], dim=1)
+    error = (found - expected).norm() / expected.norm()
+    assert 1e-5 < error < {"int8": 0.05, "bfloat16": 0.01}[kind]
+    assert (found - stepped).norm() / expected.norm() < {"int8": 0.05, "bfloat16": 1e-5}[kind]
+
+
+def test_each_row_of_a_packed_product_has_a_scale_of_its_own():
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 6, 6).view(2, 3, 1)
+    x[0, 0] = 0.0
+    found = torch.cat(list(Whole(int8(weight), [20, 12])(x)), dim=-1)
+    expected = x @ weight.T
+    assert not found[0, 0].any()
+    assert ((found - expected).norm(dim=-1) <= 0.02 * expected.norm(dim=-1)).all()
 
 
 def test_generate_in_int8_and_where_it_cannot_be_had(tmp_path, monkeypatch, capsys):
