@@ -90,7 +90,7 @@ class Part(nn.Module):
 
 
 class Whole:
-    """A packed product of any number of rows, its outputs split by `sizes`; asked with the same x again, it waits."""
+    """A packed product for any number of rows, split by `sizes`; asked again with the same x, it gives what it has."""
 
     def __init__(self, product: Packed, sizes: Sequence[int]):
         self.product, self.sizes = product, list(sizes)
