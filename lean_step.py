@@ -95,6 +95,7 @@ class Whole:
     def __init__(self, product: Packed, sizes: Sequence[int]):
         self.product, self.sizes = product, list(sizes)
         self.asked: Tensor | None = None
+        self.found: Sequence[Tensor] = ()
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """x (..., in) -> a part (..., size) for each size; every row has a scale of its own, whatever the product's."""

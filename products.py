@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AT_ONCE = 1024  # rows that are worked on at a time, so that no second copy of a large weight is ever there
+LARGEST = 65_280.0  # the largest bfloat16 that float16 holds
 LARGE = 8192  # rows that are packed at a time where each packing costs a call of its own
 
 
@@ -94,9 +95,9 @@ def bfloat16(weight: Tensor) -> Packed:
     """Weight (out, in) rounded to bfloat16; x and the sums in float32.
 
     On x86 the rounded weights are kept in float16, whose kernel is the faster: it holds a bfloat16 of magnitude
-    6e-5 to 65,504 exactly, and a smaller one to 3e-8. Elsewhere, and beyond that range, the product is torch's own.
+    6e-5 to 65,280 exactly, and a smaller one to 3e-8. Elsewhere, and beyond that range, the product is torch's own.
     """
-    if torch.backends.quantized.engine in ("x86", "fbgemm") and -weight.min() < 65504.0 > weight.max():
+    if torch.backends.quantized.engine in ("x86", "fbgemm") and -weight.min() <= LARGEST >= weight.max():
         product = torch.ops.quantized.linear_dynamic_fp16
         parts = [torch.ops.quantized.linear_prepack_fp16(p.bfloat16().float(), None) for p in weight.split(LARGE)]
         if len(parts) == 1:

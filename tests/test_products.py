@@ -89,3 +89,9 @@ def test_the_screen_computes_few_outputs_and_its_bound_holds(monkeypatch):
     sizes = torch.stack([x.norm(dim=1), torch.full((3,), float(x.max() - x.min()) / 255 * 128**0.5)], dim=1)
     assert ((found - exact).abs() <= sizes @ screened.norms).all()
     assert ((found - exact).abs() > 1e-4).float().mean() > 0.9  # most are int8's alone
+
+
+def test_what_bfloat16_rounds_beyond_float16_is_not_kept_in_float16():
+    for largest in (65_280.0, 65_500.0):  # the second rounds to 65,536
+        weight = torch.full((3, 16), largest)
+        torch.testing.assert_close(bfloat16(weight)(torch.eye(16)), weight.bfloat16().float().T)
