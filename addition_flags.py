@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_course(train)
     _add_model(train.add_argument_group("the model, beyond the course"))
     _add_training(train.add_argument_group("the training, beyond the course"))
+    _add_trial(train.add_argument_group("a trial of many seeds, before the training"))
     _add_data(train.add_argument_group("problems and files, beyond the course"))
     _add_test(test)
     return parser
@@ -73,6 +74,15 @@ def _add_training(group) -> None:
     add("--resume", action="store_true", help="go on with the run in --save_dir")
     add("--plain", action="store_true", help="train the shared model as it is, not the fast layout (one seed)")
     add("--chunk", type=positive, metavar="N", help="problems a forward pass; must divide the batch")
+
+
+def _add_trial(group) -> None:
+    add = group.add_argument
+    add("--trial_seeds", type=count, default=0, metavar="N",
+        help="train N seeds on --trial_examples first; the best --seeds of them go on from there")  # fmt: skip
+    add("--trial_examples", type=positive, metavar="N", help="examples that each seed sees in the trial")
+    add("--trial_lr", type=rate, metavar="LR", help="peak learning rate of the trial; --lr if not given")
+    add("--trial_batch_size", type=positive, metavar="N", help="problems a step of it; --batch_size if not given")
 
 
 def _add_data(group) -> None:

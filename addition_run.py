@@ -20,9 +20,10 @@ import plots
 import run_log
 from addition_flags import parse_args
 from addition_problems import OPERANDS, problem_text, read_problems
-from addition_setup import TrainingPlan, plan_training
+from addition_setup import TrainingPlan
 from addition_testing import answers, breakdown, exhaustive, is_right, load_adder, parse_prompt
 from addition_training import Problems, evaluate_loss, save_seed, train_one_epoch
+from addition_trial import hold_trial, plan_training
 from cli import carry_out
 from files import atomic_path, check_writable, write_text
 from llama import Llama
@@ -59,12 +60,13 @@ def _train(plan: TrainingPlan, args: argparse.Namespace) -> None:
         f"{plan.examples:,} examples, {len(plan.workload.training):,} of them distinct; capacity "
         f"{plan.described['capacity_used']:,} of {args.capacity:,}"
     )
+    of_trial = {"trial": hold_trial(plan)} if plan.trial else {}
     plan.begin()
     progress = trainer.fit()
     if args.seeds > 1:
-        for seed in range(args.seeds):
-            save_seed(trainer.model, seed, folder / f"seed_{args.seed + seed}.pth")
-    result = _result(plan, progress.seconds)
+        for place, seed in enumerate(plan.seeds):
+            save_seed(trainer.model, place, folder / f"seed_{seed}.pth")
+    result = _result(plan, progress.seconds) | of_trial
     _write_json(folder / "model_config.json", plan.config.to_dict())
     _write_json(folder / "training_config.json", plan.described | {"command": _command(), "result": result})
     plots.addition_curves(folder / "log.jsonl", folder / "loss_curve.png")
@@ -80,7 +82,7 @@ def _result(plan: TrainingPlan, seconds: float) -> dict:
         "step": best["step"],
         "dev_loss": best["held_out_loss"],
         "accuracy": best["accuracy"],
-        "best_seed": plan.first_seed + best["best_seed"],
+        "best_seed": plan.seeds[best["best_seed"]],
         "seed_accuracies_at_the_end": last.get("seed_accuracies", [last["accuracy"]]),
         "examples_seen": plan.examples_after(plan.trainer.progress),
         "minutes": round(seconds / 60, 2),

@@ -29,13 +29,13 @@ CHUNK, CHUNK_OF_SEEDS = 256, 384  # activations of more problems (of all seeds) 
 WORTH_COMPILING = 500_000  # examples (of all seeds) that repay the minute the compiler takes
 RUN_FLAGS = (
     "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
-    "stop_when_perfect", "init_std", "nines",
+    "stop_when_perfect", "init_std", "nines", "trial_seeds", "trial_examples", "trial_lr", "trial_batch_size",
 )  # fmt: skip
 
 
 @dataclass
 class TrainingPlan:
-    """A run that only has to begin."""
+    """A run that only has to begin; `seeds` are the numbers of the models that it trains side by side."""
 
     config: LlamaConfig
     parameters: int
@@ -45,8 +45,9 @@ class TrainingPlan:
     described: dict
     files_to_write: list[tuple[Path, Problems]]
     compile_step: bool
-    first_seed: int
+    seeds: list[int]
     resumed: bool
+    trial: TrainingPlan | None = None
 
     def begin(self) -> None:
         """Clears the log of an earlier run, and compiles the step."""
@@ -62,31 +63,35 @@ class TrainingPlan:
         return min(progress.epoch * distinct + of_this_epoch, self.examples)
 
 
-def plan_training(args: argparse.Namespace, device: torch.device) -> TrainingPlan:
-    """Checks the flags, draws the problems, builds the model. Raises ValueError or OSError, saying why."""
+def plan_run(
+    args: argparse.Namespace, device: torch.device, spent: int = 0, dev: Problems | None = None
+) -> TrainingPlan:
+    """Checks the flags, draws the problems, builds the model. Raises ValueError or OSError, saying why.
+
+    `spent` examples count towards the capacity as seen before; `dev` are the dev problems, in place of new ones.
+    """
     config = config_of(args)
     model = build_model(config, args, device)
     parameters = sum(prod(shape) for shape in parameter_shapes(config).values())
-    distinct, examples = allowed_examples(args, parameters)
+    distinct, examples = allowed_examples(args, parameters, spent)
     chunk = chunk_of(args)
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
-    training, dev, files = draw_problems(args, distinct)
+    training, dev, files = draw_problems(args, distinct, dev)
     examples = min(examples, args.epochs * len(training))
     workload = AdditionWorkload(
         model, training, dev, chunk, args.epochs, examples, args.seed, args.stop_when_perfect, args.nines
     )
-    described = describe(args, parameters, len(training), len(dev), examples)
+    described = describe(args, parameters, len(training), len(dev), examples, spent)
     trainer = build_trainer(model, workload, args, device, config.to_dict() | described)
     resumed = args.resume and trainer.state_path.exists()
     if resumed:
         trainer.resume()
-    worth = examples * args.seeds >= WORTH_COMPILING
+    worth = examples * args.seeds >= WORTH_COMPILING and trainer.progress.epoch < args.epochs
     compile_step = worth and not (args.plain or args.no_compile)
-    return TrainingPlan(
-        config, parameters, examples, workload, trainer, described, files, compile_step, args.seed, resumed
-    )
+    seeds = list(range(args.seed, args.seed + args.seeds))
+    return TrainingPlan(config, parameters, examples, workload, trainer, described, files, compile_step, seeds, resumed)
 
 
 def config_of(args: argparse.Namespace) -> LlamaConfig:
@@ -112,9 +117,12 @@ def build_model(config: LlamaConfig, args: argparse.Namespace, device: torch.dev
     return models[0] if args.plain else SideBySide(models)
 
 
-def allowed_examples(args: argparse.Namespace, parameters: int) -> tuple[int, int]:
-    """Distinct training problems (the course's formula, rounded up), and examples seen: never more than allowed."""
-    most = args.capacity // (6 * parameters)
+def allowed_examples(args: argparse.Namespace, parameters: int, spent: int) -> tuple[int, int]:
+    """Distinct training problems (the course's formula, rounded up), and examples seen: never more than allowed.
+
+    `spent` of what the capacity allows have been seen before.
+    """
+    most = args.capacity // (6 * parameters) - spent
     if args.examples is not None and args.examples > most:
         raise ValueError(
             f"--examples {args.examples:,} of a model with {parameters:,} parameters are more than the {most:,} that "
@@ -138,11 +146,12 @@ def chunk_of(args: argparse.Namespace) -> int:
 
 
 def draw_problems(
-    args: argparse.Namespace, distinct: int
+    args: argparse.Namespace, distinct: int, dev: Problems | None = None
 ) -> tuple[Problems, Problems, list[tuple[Path, Problems]]]:
     """Training and dev problems, disjoint from each other and from the excluded, and the files to write them to.
 
-    A file named on the command line that is there is read, all others are drawn and written.
+    A file named on the command line that is there is read, all others are drawn and written. With `dev` these are the
+    dev problems.
     """
     excluded = np.empty(0, dtype=np.int64)
     for path in excluded_files(args):
@@ -156,12 +165,14 @@ def draw_problems(
             if np.isin(numbers, excluded).any():
                 raise ValueError(f"{path} holds problems that are excluded, for the test or as the other file's")
             excluded = np.union1d(excluded, numbers)
+    if dev is not None:
+        excluded = np.union1d(excluded, dev.numbers())
     training = tuple(numbers[:distinct] for numbers in files["train_file"]) if files["train_file"] else None
     train_size = 0 if training else distinct
-    dev_size = 0 if files["val_file"] else args.dev_examples or ceil(0.2 * distinct)
+    dev_size = 0 if files["val_file"] or dev else args.dev_examples or ceil(0.2 * distinct)
     a, b = _drawn(train_size + dev_size, args.seed, excluded)
     training = Problems.of(*(training or (a[:train_size], b[:train_size])))
-    dev = Problems.of(*(files["val_file"] or (a[train_size:], b[train_size:])))
+    dev = dev or Problems.of(*(files["val_file"] or (a[train_size:], b[train_size:])))
     drawn = [(args.train_file, training, files["train_file"]), (args.val_file, dev, files["val_file"])]
     to_write = [(Path(path), problems) for path, problems, read in drawn if read is None and not args.no_data_files]
     for path, _ in to_write:
@@ -182,11 +193,11 @@ def _drawn(n: int, seed: int, excluded: np.ndarray) -> tuple[np.ndarray, np.ndar
         raise ValueError(f"{error}: see the same ones more often by --epochs, or fewer by --examples") from None
 
 
-def describe(args: argparse.Namespace, parameters: int, distinct: int, dev: int, examples: int) -> dict:
+def describe(args: argparse.Namespace, parameters: int, distinct: int, dev: int, examples: int, spent: int) -> dict:
     """What `training_config.json` says, the course's fields first."""
     described = {"capacity": args.capacity, "n_epochs": args.epochs, "batch_size": args.batch_size}
     described |= {"save_dir": args.save_dir, "model_parameters": parameters, "train_samples": distinct}
-    described |= {"dev_samples": dev, "examples": examples, "capacity_used": 6 * parameters * examples}
+    described |= {"dev_samples": dev, "examples": examples, "capacity_used": 6 * parameters * (examples + spent)}
     described |= {name: getattr(args, name) for name in RUN_FLAGS}
     return described | {"excluded": [Path(path).name for path in excluded_files(args)]}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from addition_fast import ANSWER, FIRST, SideBySide, answer_targets, counted, problem_tokens, token_losses
 from addition_lib import EQUALS, IGNORED
+from addition_problems import pair_number
 from checkpoint import save_checkpoint
 from llama import Llama
 from trainer import update
@@ -38,6 +39,10 @@ class Problems:
 
     def __len__(self) -> int:
         return len(self.a)
+
+    def numbers(self) -> np.ndarray:
+        """The pair numbers, (n,) int64."""
+        return pair_number(self.a.numpy().astype(np.int64), self.b.numpy().astype(np.int64))
 
     def rows(self, index: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Operands at these places as (size,) int64, filled up with 1000+1000, and their weights: 1, and 0 there.

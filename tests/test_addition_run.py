@@ -218,3 +218,66 @@ def test_the_courses_epoch_is_a_plain_torch_loop(tmp_path):
     assert mean == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     for name, tensor in oracle.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
+
+
+TRIAL = ["--trial_seeds", "3", "--trial_examples", "200", "--trial_lr", "3e-2", "--trial_batch_size", "50"]
+
+
+def test_a_trial_trains_as_a_run_of_its_own_and_its_best_seed_goes_on(train, tmp_path):
+    """The trial is to the bit what the same flags give alone; the kept seed starts from its weights."""
+    assert train(*TRIAL, "--save_dir", "run", "--lr", "0") == 0
+    alone = ["--seeds", "3", "--examples", "200", "--epochs", "1", "--lr", "3e-2", "--batch_size", "50"]
+    assert train(*alone, "--save_dir", "alone", "--no_data_files") == 0
+    trial, oracle = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run/trial", "alone"))
+    assert all(torch.equal(trial[name], oracle[name]) for name in oracle)
+    measured = [record for record in read(tmp_path / "alone" / "log.jsonl") if "score" in record][-1]
+    best = 1337 + min(range(3), key=measured["seed_losses"].__getitem__)
+    described = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert described["result"]["trial"]["went_on"] == [best] and described["result"]["best_seed"] == best
+    assert described["capacity_used"] == 6 * 164 * (600 + 200)
+    kept, first = (read_checkpoint(tmp_path / name).state_dict for name in
+                   ("run/best_model.pth", f"alone/seed_{best}.pth"))  # fmt: skip
+    assert all(torch.equal(kept[name], first[name]) for name in first)  # at a rate of zero nothing moves
+
+
+def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
+    flags = [*TRIAL, "--seeds", "2", "--save_every", "1", "--max_grad_norm", "1"]
+    assert train(*flags, "--save_dir", "whole") == 0
+    inner = addition_run.TrainingPlan.begin
+
+    def stopping(plan):
+        inner(plan)
+        step = plan.trainer._step
+
+        def failing(batches):
+            if plan.trainer.progress.step == stop[plan.trial is None]:
+                raise KeyboardInterrupt
+            return step(batches)
+
+        plan.trainer._step = failing
+
+    for stop in ({True: 2, False: -1}, {True: -1, False: 3}):  # in the trial, then in what follows
+        monkeypatch.setattr(addition_run.TrainingPlan, "begin", stopping)
+        assert train(*flags, "--resume") == 130
+    monkeypatch.setattr(addition_run.TrainingPlan, "begin", inner)
+    assert train(*flags, "--resume") == 0
+    now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
+    assert all(torch.equal(now[name], whole[name]) for name in whole)
+    names = [sorted(path.name for path in (tmp_path / name).glob("seed_*.pth")) for name in ("run", "whole")]
+    assert names[0] == names[1] and len(names[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--trial_examples", "200"], "--trial_seeds"),
+        (["--trial_seeds", "3"], "needs --trial_examples"),
+        ([*TRIAL, "--seeds", "3"], "more seeds than the --seeds that go on"),
+        ([*TRIAL, "--capacity", str(6 * 164 * 799)], "the 599 that"),
+    ],
+)
+def test_a_bad_trial_is_one_line_before_any_work(train, tmp_path, capsys, flags, complaint):
+    assert train(*flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and complaint in captured.err
+    assert not list(tmp_path.rglob("last.pt"))
