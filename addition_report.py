@@ -37,13 +37,15 @@ def read_models(folder: Path) -> list[dict]:
         training, model = summary["train_config"], summary["model_config"]
         result = training.get("result", {})
         at_the_end = result.get("seed_accuracies_at_the_end", [])
+        trial = result.get("trial", {})
+        tried = training.get("trial_seeds") or len(at_the_end)
         found.append({
             "name": path.parent.name,
             "parameters": summary["num_params"],
             "shape": f"{model['dim']}/{model['n_layers']}/{model['n_heads']}/{model['n_kv_heads']}",
-            "examples": training.get("examples"),
-            "minutes": result.get("minutes"),
-            "seeds": f"{sum(accuracy == 1 for accuracy in at_the_end)} of {len(at_the_end)}",
+            "examples": training.get("examples", 0) + (training.get("trial_examples") or 0),
+            "minutes": round(result.get("minutes", 0) + trial.get("minutes", 0), 2),
+            "seeds": f"{sum(accuracy == 1 for accuracy in at_the_end)} of {tried}",
             "accuracy": summary["accuracy"],
             "wrong_of_81_million": summary.get("exhaustive", {}).get("wrong"),
         })  # fmt: skip

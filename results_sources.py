@@ -250,11 +250,12 @@ def addition_table(root: Path) -> Table:
     for name, summary in adders(root):
         config, training = summary["model_config"], summary.get("train_config", {})
         shape = "/".join(str(config[key]) for key in ("dim", "n_layers", "n_heads", "n_kv_heads"))
-        examples, exhaustive = training.get("examples"), summary.get("exhaustive")
+        examples = (training.get("examples") or 0) + (training.get("trial_examples") or 0)
+        seeds, exhaustive = training.get("trial_seeds") or training.get("seeds", "–"), summary.get("exhaustive")
         every = f"{exhaustive['asked'] - exhaustive['wrong']:,}" if exhaustive else "–"
         rows.append((
             name, shape, str(config.get("hidden_dim") or "–"), f"{config.get('rope_theta', 10000):g}",
-            f"{summary['num_params']:,}", f"{examples:,}" if examples else "–", str(training.get("seeds", "–")),
+            f"{summary['num_params']:,}", f"{examples:,}" if examples else "–", str(seeds),
             f"{summary['accuracy']:.4f}", every,
         ))  # fmt: skip
         if "command" in training:

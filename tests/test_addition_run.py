@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partialmethod
 
 import pytest
 import torch
@@ -243,23 +244,24 @@ def test_a_trial_trains_as_a_run_of_its_own_and_its_best_seed_goes_on(train, tmp
 def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
     flags = [*TRIAL, "--seeds", "2", "--save_every", "1", "--max_grad_norm", "1"]
     assert train(*flags, "--save_dir", "whole") == 0
-    inner = addition_run.TrainingPlan.begin
+    begin = addition_run.TrainingPlan.begin
 
-    def stopping(plan):
-        inner(plan)
+    def stop_at(plan, of_trial: int, of_run: int):
+        begin(plan)
         step = plan.trainer._step
 
         def failing(batches):
-            if plan.trainer.progress.step == stop[plan.trial is None]:
+            if plan.trainer.progress.step == (of_run if plan.trial else of_trial):
                 raise KeyboardInterrupt
             return step(batches)
 
         plan.trainer._step = failing
 
-    for stop in ({True: 2, False: -1}, {True: -1, False: 3}):  # in the trial, then in what follows
+    for places in ((2, -1), (-1, 3)):  # in the trial, then in what follows
+        stopping = partialmethod(stop_at, *places)
         monkeypatch.setattr(addition_run.TrainingPlan, "begin", stopping)
         assert train(*flags, "--resume") == 130
-    monkeypatch.setattr(addition_run.TrainingPlan, "begin", inner)
+    monkeypatch.setattr(addition_run.TrainingPlan, "begin", begin)
     assert train(*flags, "--resume") == 0
     now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
     assert all(torch.equal(now[name], whole[name]) for name in whole)
