@@ -1,9 +1,10 @@
 """The ablations of the adder: one flag changed at a time, each trained and tested into a folder of its own.
 
-    python -m bench.addition_ablations                 # all, half an hour of one core; what is done is not done again
+    python -m bench.addition_ablations                 # all, an hour of one core; what is done is not done again
     python -m bench.addition_ablations --only 3 4
 
-All have the same budget, too short for some of them: what they show is how fast a setting learns.
+1 to 13 start from the model of 1,784 parameters, 17 on from the trial of the model of 570. All of a kind have the same
+budget, too short for some of them: what they show is how fast a setting learns.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ BASE = {
     "--warmup_steps": 500, "--max_grad_norm": 1, "--nines": 0.3, "--seeds": 3, "--seed": 1,
     "--examples": 768_000, "--epochs": 1, "--evaluate_every": 500, "--save_every": 3000,
 }  # fmt: skip
+TRIAL = BASE | {
+    "--dim": 6, "--n_layers": 2, "--hidden_dim": 4, "--rope_theta": 30, "--init_std": 0.1, "--lr": 3e-2,
+    "--seed": 8, "--seeds": 16, "--examples": 1_536_000, "--evaluate_every": 4000, "--save_every": 4000,
+}  # fmt: skip
 ABLATIONS = {
     1: ("nothing changed", {}),
     2: ("two layers", {"--n_layers": 2}),
@@ -33,6 +38,13 @@ ABLATIONS = {
     11: ("RMSNorm", {"--norm_type": "rmsnorm"}),
     12: ("half the examples", {"--examples": 384_000}),
     13: ("no more nines than chance", {"--nines": 0}),
+    17: ("sixteen other seeds", TRIAL | {"--seed": 24}),
+    18: ("feed-forward of 10", TRIAL | {"--hidden_dim": 10}),
+    19: ("width 8, rate 4e-2", TRIAL | {"--dim": 8, "--lr": 4e-2}),
+    20: ("width 8, rate 2e-2", TRIAL | {"--dim": 8, "--lr": 2e-2}),
+    21: ("width 8, rate 1e-2, RoPE theta 100", TRIAL | {"--dim": 8, "--lr": 1e-2, "--rope_theta": 100}),
+    22: ("width 8, rate 1e-2, RoPE theta 10", TRIAL | {"--dim": 8, "--lr": 1e-2, "--rope_theta": 10}),
+    23: ("width 8, rate 1e-2, first weights of 0.3", TRIAL | {"--dim": 8, "--lr": 1e-2, "--init_std": 0.3}),
 }
 
 
