@@ -1,5 +1,5 @@
 """The adders side by side: a table of all tested models in a folder, accuracy against parameters as a figure, and
-what the heads of one of them look at.
+what the heads of one of them look at and what becomes of its digits without each.
 
     python addition_report.py --models addition_models --out docs/addition_accuracy.png
     python addition_report.py --heads_of addition_models/best_model/best_model.pth --out docs/addition_heads.png
@@ -13,13 +13,16 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import plots
-from addition_fast import problem_tokens
+from addition_fast import answer_targets, problem_tokens
 from addition_problems import sample_problems
 from addition_testing import load_adder
+from addition_training import answer_logits
 from attention_maps import attention_weights
 from files import check_writable
+from llama import Llama
 
 PUBLIC = [  # parameters and accuracy on the course's test that public solutions of the course report
     (3_288, 1.0), (16_880, 1.0), (25_312, 1.0), (134_880, 1.0), (25_200, 1.0), (25_200, 0.085), (1_176, 0.022),
@@ -67,16 +70,44 @@ def _cell(value: object) -> str:
 
 
 def draw_heads(checkpoint: Path, out: Path) -> None:
-    """Each head's attention, the mean over `LOOKED_AT` problems whose answers have five digits, as heat maps.
+    """Prints `digits_without` each head; draws its attention, the mean over `LOOKED_AT` sums of five digits, as heat.
 
     Positions bear the names of their digits: a3 is the thousands of a, c0 the units of the answer.
     """
     model = load_adder(checkpoint, torch.device("cpu"))
-    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(8 * LOOKED_AT, 0))
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(20 * LOOKED_AT, 0))
     long = a + b >= 10000
-    rows = problem_tokens(a[long][:LOOKED_AT], b[long][:LOOKED_AT]).T
+    a, b = a[long], b[long]
+    rows = problem_tokens(a[:LOOKED_AT], b[:LOOKED_AT]).T
     maps = torch.stack([attention_weights(model, row) for row in rows]).mean(dim=0)
     plots.attention_maps(maps.tolist(), POSITION_NAMES, out)
+    for layer in range(model.config.n_layers):
+        for head in range(model.config.n_heads):
+            alone, carried, short = digits_without(model, layer, head, a, b)
+            print(
+                f"layer {layer + 1}, head {head + 1} off: digits right where no carry comes in {alone:.3f}, "
+                f"where one does {carried:.3f}, there one too small {short:.3f}"
+            )
+
+
+@torch.no_grad()
+def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    """What the answers lose with one head switched off (its columns of the output matrix put to zero, then back).
+
+    Over the digits c3, c2 and c1 of sums a + b of five digits, a and b each (batch,) int64: the share that is right
+    where no carry comes in, the share that is right where one does, and there the share that is one too small.
+    """
+    weight, size = model.layers[layer].attention.compute_output.weight, model.config.head_dim
+    columns = weight[:, head * size : (head + 1) * size]
+    kept = columns.clone()
+    columns.zero_()
+    given = answer_logits(model, a, b)[0].argmax(dim=0)[1:4]  # (3, batch)
+    columns.copy_(kept)
+    short = (answer_targets(problem_tokens(a, b))[1:4] - given) % 10
+    carried = torch.stack([(a % 10**place + b % 10**place) >= 10**place for place in (3, 2, 1)])
+    right = short == 0
+    found = right[~carried], right[carried], short[carried] == 1
+    return tuple(part.double().mean().item() for part in found)
 
 
 def main(argv: list[str] | None = None) -> int:

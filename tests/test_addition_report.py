@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 
+import torch
+
 import addition_report
 from addition_fast import POSITIONS
+from addition_problems import sample_problems
+from addition_testing import load_adder
 from checkpoint import save_checkpoint
 from config import LlamaConfig
 from llama import Llama
+from tests.tiny import ROOT
 
 
 def test_the_table_lists_every_tested_model_smallest_first(tmp_path, capsys):
@@ -41,3 +46,14 @@ def test_heads_are_drawn_and_a_figure_without_a_name_is_refused(tmp_path, capsys
     assert addition_report.main(["--heads_of", str(checkpoint)]) == 2
     assert addition_report.main(["--heads_of", str(tmp_path / "none.pth"), "--out", str(tmp_path / "x.png")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_without_its_carrying_head_the_smallest_model_forgets_the_carry_alone():
+    """As docs/addition.md tells it; and the model is as before afterwards."""
+    model = load_adder(ROOT / "addition_models" / "smallest_on_test" / "best_model.pth", torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(2000, 1))
+    a, b = a[a + b >= 10000], b[a + b >= 10000]
+    alone, carried, short = addition_report.digits_without(model, 1, 0, a, b)
+    assert alone > 0.8 and carried < 0.2 and carried + short > 0.99
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
