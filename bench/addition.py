@@ -29,7 +29,7 @@ from llama import Llama
 from optimizer import AdamW
 
 SHAPES = {"8/3/2/2": (8, 3, 2, 2), "16/6/4/4": (16, 6, 4, 4)}  # dim / layers / heads / KV heads, as the course's
-BEST = {"dim": 6, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 4}  # 570 parameters
+ABLATION_16 = {"dim": 8, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 8}
 BATCH = 1024
 CPU = torch.device("cpu")
 
@@ -70,11 +70,11 @@ def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = 
 
 
 def exhaustive_rate(problems: int = 400 * CALL) -> float:
-    """Problems a second of the exhaustive test of a model of the best one's shape that makes no mistake.
+    """Problems a second of the exhaustive test of a model of 1,784 parameters that makes no mistake.
 
     The time of one call is taken off, and with it the compiler's.
     """
-    model = Llama(LlamaConfig(vocab_size=13, max_seq_len=20, **BEST))
+    model = Llama(LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16))
     times = []
     for part in (range(CALL), range(CALL), range(problems + CALL)):
         started = time.perf_counter()
@@ -108,9 +108,9 @@ def main() -> None:
         course, fast = course_rate(config_of(shape), args.seconds), fast_rate(config_of(shape), args.seconds)
         found[name] = {"course": round(course), "fast": round(fast), "ratio": round(fast / course, 2)}
         print(f"{name}: the course's loop {course:,.0f} examples/s, fast {fast:,.0f}: {fast / course:.1f} times")
-    best = LlamaConfig(vocab_size=13, max_seq_len=20, **BEST)
-    found["570 parameters, 16 seeds"] = round(fast_rate(best, args.seconds, seeds=16, batch=128))
-    found["exhaustive, 570 parameters"] = round(exhaustive_rate())
+    adder = LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16)
+    found["1,784 parameters, 6 seeds"] = round(fast_rate(adder, args.seconds, seeds=6, batch=128))
+    found["exhaustive, 1,784 parameters"] = round(exhaustive_rate())
     print(json.dumps(found | {"threads": args.threads, "torch": torch.__version__}))
 
 

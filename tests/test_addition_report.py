@@ -48,9 +48,9 @@ def test_heads_are_drawn_and_a_figure_without_a_name_is_refused(tmp_path, capsys
     assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_without_its_carrying_head_the_smallest_model_forgets_the_carry_alone():
+def test_without_its_carrying_head_the_best_model_forgets_the_carry_alone():
     """As docs/addition.md tells it; and the model is as before afterwards."""
-    model = load_adder(ROOT / "addition_models" / "smallest_on_test" / "best_model.pth", torch.device("cpu"))
+    model = load_adder(ROOT / "addition_models" / "best_model" / "best_model.pth", torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(2000, 1))
     a, b = a[a + b >= 10000], b[a + b >= 10000]
