@@ -22,8 +22,8 @@ FLOORS = {
     4: "cli run_llama generate pretrain evaluate course_files sanity_check rope_test optimizer_test"
     " sentiment sentiment_report vectors evaluate_stories ail861 ail861_report"
     " submission prepare_submit prepare_checklist results results_sources"
-    " addition_run addition_flags addition_setup addition_training addition_testing addition_data_generation"
-    " addition_report",
+    " addition_run addition_flags addition_setup addition_trial addition_training addition_testing"
+    " addition_data_generation addition_report",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
