@@ -23,6 +23,7 @@ from addition_training import answer_logits
 from attention_maps import attention_weights
 from files import check_writable
 from llama import Llama
+from run_log import examples_seen
 
 PUBLIC = [  # parameters and accuracy on the course's test that public solutions of the course report
     (3_288, 1.0), (16_880, 1.0), (25_312, 1.0), (134_880, 1.0), (25_200, 1.0), (25_200, 0.085), (1_176, 0.022),
@@ -46,7 +47,7 @@ def read_models(folder: Path) -> list[dict]:
             "name": path.parent.name,
             "parameters": summary["num_params"],
             "shape": f"{model['dim']}/{model['n_layers']}/{model['n_heads']}/{model['n_kv_heads']}",
-            "examples": training.get("examples", 0) + (training.get("trial_examples") or 0),
+            "examples": examples_seen(training),
             "minutes": round(result.get("minutes", 0) + trial.get("minutes", 0), 2),
             "seeds": f"{sum(accuracy == 1 for accuracy in at_the_end)} of {tried}",
             "accuracy": summary["accuracy"],

@@ -25,8 +25,9 @@ def plan_training(args: argparse.Namespace, device: torch.device) -> TrainingPla
     Raises ValueError or OSError, saying why.
     """
     if not args.trial_seeds:
-        if args.trial_examples:
-            raise ValueError("--trial_examples are those of a trial: say how many seeds it has by --trial_seeds")
+        for name in ("trial_examples", "trial_lr", "trial_batch_size"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} is that of a trial: say how many seeds it has by --trial_seeds")
         return plan_run(args, device)
     if args.trial_seeds <= args.seeds or not args.trial_examples:
         raise ValueError("a trial of --trial_seeds needs --trial_examples, and more seeds than the --seeds that go on")

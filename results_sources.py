@@ -250,7 +250,7 @@ def addition_table(root: Path) -> Table:
     for name, summary in adders(root):
         config, training = summary["model_config"], summary.get("train_config", {})
         shape = "/".join(str(config[key]) for key in ("dim", "n_layers", "n_heads", "n_kv_heads"))
-        examples = (training.get("examples") or 0) + (training.get("trial_examples") or 0)
+        examples = run_log.examples_seen(training)
         seeds, exhaustive = training.get("trial_seeds") or training.get("seeds", "–"), summary.get("exhaustive")
         every = f"{exhaustive['asked'] - exhaustive['wrong']:,}" if exhaustive else "–"
         rows.append((

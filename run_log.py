@@ -38,3 +38,8 @@ def read(path: str | Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def examples_seen(training: dict) -> int:
+    """Examples that an adder saw, by its `training_config.json`: those of its trial count, too."""
+    return (training.get("examples") or 0) + (training.get("trial_examples") or 0)

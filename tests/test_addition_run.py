@@ -228,7 +228,11 @@ def test_a_trial_trains_as_a_run_of_its_own_and_its_best_seed_goes_on(train, tmp
     """The trial is to the bit what the same flags give alone; the kept seed starts from its weights."""
     assert train(*TRIAL, "--save_dir", "run", "--lr", "0") == 0
     alone = ["--seeds", "3", "--examples", "200", "--epochs", "1", "--lr", "3e-2", "--batch_size", "50"]
-    assert train(*alone, "--save_dir", "alone", "--no_data_files") == 0
+    assert train(*alone, "--save_dir", "alone", "--train_file", "alone_train.txt", "--val_file", "alone_dev.txt") == 0
+    data = tmp_path / "data"
+    assert (data / "addition_dev.txt").read_bytes() == (tmp_path / "alone_dev.txt").read_bytes()
+    numbers = [set(pair_number(*read_problems(data / f"addition_{name}.txt")).tolist()) for name in ("train", "dev")]
+    assert [len(pairs) for pairs in numbers] == [300, 50] and not numbers[0] & numbers[1]
     trial, oracle = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run/trial", "alone"))
     assert all(torch.equal(trial[name], oracle[name]) for name in oracle)
     measured = [record for record in read(tmp_path / "alone" / "log.jsonl") if "score" in record][-1]
@@ -272,7 +276,9 @@ def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--trial_examples", "200"], "--trial_seeds"),
+        (["--trial_examples", "200"], "--trial_examples is that of a trial"),
+        (["--trial_lr", "1e-2"], "--trial_lr is that of a trial"),
+        (["--trial_batch_size", "50"], "--trial_batch_size is that of a trial"),
         (["--trial_seeds", "3"], "needs --trial_examples"),
         ([*TRIAL, "--seeds", "3"], "more seeds than the --seeds that go on"),
         ([*TRIAL, "--capacity", str(6 * 164 * 799)], "the 599 that"),
