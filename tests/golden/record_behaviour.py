@@ -1,4 +1,4 @@
-"""Records what some thirty short seeded commands print and write, so that a change of layout can be shown to change nothing.
+"""Records what some forty short seeded commands print and write, to show that a refactoring changes no behaviour.
 
     python -m tests.golden.record_behaviour --out before.json          (about three minutes on one core)
     python -m tests.golden.record_behaviour --out after.json --against before.json
@@ -30,7 +30,7 @@ PIXELS = (".png", ".pdf")  # drawn files: only that they are there is recorded
 VOLATILE = re.compile(r"tokens/s|seconds|minutes|CPU threads|examples/s|\bhours\b|problems/s")
 VOLATILE_KEYS = {"seconds", "processor_seconds", "minutes", "hours", "tokens_per_second", "command", "torch", "made"}
 LLAMA2C = {"compute_query": "wq", "compute_key": "wk", "compute_value": "wv", "compute_output": "wo"}
-WORDS = "the cat sat on a mat and saw one small bird in an old tree while Tom ran home to eat cake with Ann".split()
+WORDS = "the cat sat on a mat and saw one small bird in an old tree while Tom ran home with Ann to eat".split()
 
 
 def make_inputs(folder: Path) -> None:
@@ -49,7 +49,8 @@ def make_inputs(folder: Path) -> None:
 
 def write_formats(folder: Path) -> None:
     """A small model with random weights as the course's .pt, llama2.c's .pt and llama2.c's legacy .bin."""
-    args = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 4096, "max_seq_len": 64}
+    common = {"multiple_of": 32, "norm_eps": 1e-5}
+    args = common | {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 4096, "max_seq_len": 64}
     generator = torch.Generator().manual_seed(5)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -64,9 +65,9 @@ def write_formats(folder: Path) -> None:
         state |= {f"{layer}{norm}.weight": 1 + draw(32) for norm in ("attention_norm", "ffn_norm")}
     state["norm.weight"] = 1 + draw(32)
     tied = {"output.weight": state["tok_embeddings.weight"]}
-    torch.save({"model": state | tied, "model_args": args | {"multiple_of": 32, "norm_eps": 1e-5}}, folder / "course.pt")
+    torch.save({"model": state | tied, "model_args": args}, folder / "course.pt")
     renamed = {f"_orig_mod.{_llama2c_name(name)}": tensor for name, tensor in (state | tied).items()}
-    torch.save({"model": renamed, "model_args": args | {"multiple_of": 32, "norm_eps": 1e-5}}, folder / "llama2c.pt")
+    torch.save({"model": renamed, "model_args": args}, folder / "llama2c.pt")
     with open(folder / "legacy.bin", "wb") as file:
         file.write(struct.pack("<7i", 32, 96, 2, 4, 2, 4096, 64))
         for name in _bin_names():
@@ -89,79 +90,103 @@ def _bin_names() -> list[str]:
     return ["tok_embeddings.weight", *layers, "norm.weight"]
 
 
-def commands(tmp: Path) -> dict[str, list[str]]:
-    """Name and words of every command; `{}` in a word stands for the temporary folder."""
-    llama, adder = ["run_llama.py", "--threads", "1", "--option"], ["addition_run.py"]
+LLAMA = ["run_llama.py", "--threads", "1", "--option"]
+CORPUS = ["--corpus", "{}/stories.txt"]
+SHAPE = "--dim 32 --n_layers 2 --n_heads 4 --n_kv_heads 2 --max_seq_len 64 --batch_tokens 1024".split()
+FRESH = [*CORPUS, "--tokenizer", "{}/mine.model", *SHAPE, "--epochs", "2"]
+
+
+def commands() -> dict[str, list[str]]:
+    """Name and words of every command, in order; `{}` in a word stands for the temporary folder."""
+    checks = {"sanity check": ["sanity_check.py"], "rope test": ["rope_test.py"]}
+    checks["optimizer test"] = ["optimizer_test.py"]
+    refused = {
+        "missing model": [*LLAMA, "generate", "--pretrained-model-path", "{}/none.pt"],
+        "wrong output name": [*LLAMA, "finetune", "--dev_out", "{}/dev.txt"],
+        "too many heads": [*LLAMA, "pretrain", *FRESH, "--n_heads", "5", "--save_dir", "{}/bad"],
+    }
+    return generate_commands() | sentiment_commands() | story_commands() | addition_commands() | checks | refused
+
+
+def generate_commands() -> dict[str, list[str]]:
+    """Text generation at both temperatures, in batches, with narrower weights and past the model's positions."""
     texts = "--generated_sentence_low_temp_out {}/low.txt --generated_sentence_high_temp_out {}/high.txt".split()
-    tiny = [word for split in ("train", "dev", "test") for word in (f"--{split}", f"{{}}/tiny-{split}.txt")]
-    tiny += ["--label-names", "{}/tiny-label-mapping.json"]
+    generate, prompts = [*LLAMA, "generate"], ["--prompt_file", "{}/prompts.txt"]
+    return {
+        "generate": [*generate, *texts],
+        "generate sampled": [*generate, "--prompt", "Once upon", "--temperature", "0.8", "--top_k", "40",
+                             "--min_p", "0.02", "--seed", "7"],
+        "generate epsilon": [*generate, "--prompt", "", "--temperature", "1", "--epsilon", "0.01"],
+        "generate batch": [*generate, *prompts, "--batch_size", "2"],
+        "generate samples": [*generate, *prompts, "--batch_size", "4", "--num_samples", "2", "--temperature", "0.9",
+                             "--max_new_tokens", "40"],
+        "generate int8": [*generate, "--quantize", "int8"],
+        "generate bfloat16": [*generate, "--dtype", "bfloat16"],
+        "generate past the positions": [*generate, "--prompt", "A", "--temperature", "1", "--max_new_tokens", "1200"],
+    }  # fmt: skip
 
-    def outputs(method: str) -> list[str]:
-        return [word for s in ("dev", "test") for word in (f"--{s}_out", f"{{}}/tiny-{s}-{method}-output.txt")]
 
-    shape = "--dim 32 --n_layers 2 --n_heads 4 --n_kv_heads 2 --max_seq_len 64 --batch_tokens 1024".split()
-    corpus = ["--corpus", "{}/stories.txt"]
-    fresh = [*corpus, "--tokenizer", "{}/mine.model", *shape, "--epochs", "2"]
-    small = "--dim 8 --n_layers 2 --n_heads 2 --n_kv_heads 1 --hidden_dim 8 --batch_size 64 --threads 1".split()
-    five = [*small, "--epochs", "1", "--dev_examples", "50", "--no_compile", "--log_every", "1", "--no_data_files"]
-    formats = {
-        f"evaluate {name}": [*llama, "evaluate", *corpus, "--pretrained-model-path", f"{{}}/{file}", *more]
+def sentiment_commands() -> dict[str, list[str]]:
+    """Zero-shot, fine-tuning and LoRA on forty short sentences."""
+    data = [word for split in ("train", "dev", "test") for word in (f"--{split}", f"{{}}/tiny-{split}.txt")]
+    data += ["--label-names", "{}/tiny-label-mapping.json", "--save_dir", "{}/runs"]
+
+    def command(option: str, method: str, flags: str) -> list[str]:
+        files = [word for s in ("dev", "test") for word in (f"--{s}_out", f"{{}}/tiny-{s}-{method}-output.txt")]
+        return [*LLAMA, option, *data, *files, *flags.split()]
+
+    long = "--epochs 1 --lr 1e-3 --lora_targets all --weight_decay 0.1 --dtype bfloat16 --seeds 1 2"
+    return {
+        "prompt": command("prompt", "prompting", ""),
+        "prompt, last column": command("prompt", "prompting", "--pooling last_column --batch_size 10 --no_causal_mask"),
+        "prompt in sequence": command("prompt", "prompting", "--label_scoring sequence --calibrate"),
+        "finetune": command("finetune", "finetuning", "--epochs 1 --lr 3e-4"),
+        "lora": command("lora", "lora", "--epochs 1 --lr 2e-3"),
+        "lora on all": command("lora", "lora", f"{long} --max_grad_norm 1 --schedule cosine --warmup_steps 2"),
+    }
+
+
+def story_commands() -> dict[str, list[str]]:
+    """Tokenizers, pretraining and evaluation, in every checkpoint format."""
+    pretrain, evaluate = [*LLAMA, "pretrain"], [*LLAMA, "evaluate", *CORPUS]
+    packed = "--packing separate --gradient_checkpointing --optimizer adamw --accumulation 2".split()
+    words = "--position_embedding_type sinusoidal --ffn_type relu --norm_position post --dtype bfloat16".split()
+    return {
+        "tokenizer": [*LLAMA, "tokenizer", *CORPUS, "--tokenizer", "{}/mine.model", "--vocab_size", "300"],
+        "words": [*LLAMA, "tokenizer", *CORPUS, "--tokenizer", "{}/words.json", "--vocab_size", "300"],
+        "pretrain": [*pretrain, *FRESH, "--save_dir", "{}/fresh", "--export", "{}/mine.pt"],
+        "pretrain packed": [*pretrain, *FRESH, "--save_dir", "{}/packed", *packed],
+        "pretrain words": [*pretrain, *CORPUS, "--tokenizer", "{}/words.json", *SHAPE, *words, "--epochs", "1",
+                           "--save_dir", "{}/words"],
+        "pretrain on": [*pretrain, *CORPUS, "--pretrained-model-path", "models/stories.pt", "--epochs", "1",
+                        "--optimizer", "adamw", "--lr", "1e-4", "--save_dir", "{}/on"],
+        "evaluate": [*evaluate, "--save_dir", "{}/on"],
+        "evaluate stories": [*evaluate, "--stories", "3", "--pretrained-model-path", "{}/words/best.pt",
+                             "--save_dir", "{}/words"],
+    } | {
+        f"evaluate {name}": [*evaluate, "--pretrained-model-path", f"{{}}/{file}", *more]
         for name, file, more in (
+            ("the export", "mine.pt", []),
             ("the course's .pt", "course.pt", []),
             ("the course's .pt with RMSNorm", "course.pt", ["--norm", "rmsnorm"]),
             ("llama2.c's .pt", "llama2c.pt", ["--norm", "rmsnorm"]),
             ("llama2.c's .bin", "legacy.bin", ["--norm", "rmsnorm", "--tokenizer", "{}/tokenizer.model"]),
         )
-    }
-    return {
-        "generate": [*llama, "generate", *texts],
-        "generate sampled": [*llama, "generate", "--prompt", "Once upon", "--temperature", "0.8", "--top_k", "40",
-                             "--min_p", "0.02", "--seed", "7"],
-        "generate epsilon": [*llama, "generate", "--prompt", "", "--temperature", "1", "--epsilon", "0.01"],
-        "generate batch": [*llama, "generate", "--prompt_file", "{}/prompts.txt", "--batch_size", "2"],
-        "generate samples": [*llama, "generate", "--prompt_file", "{}/prompts.txt", "--batch_size", "4",
-                             "--num_samples", "2", "--temperature", "0.9", "--max_new_tokens", "40"],
-        "generate int8": [*llama, "generate", "--quantize", "int8"],
-        "generate bfloat16": [*llama, "generate", "--dtype", "bfloat16"],
-        "generate past the positions": [*llama, "generate", "--prompt", "A", "--temperature", "1",
-                                        "--max_new_tokens", "1200"],
-        "prompt": [*llama, "prompt", *tiny, *outputs("prompting"), "--save_dir", "{}/runs"],
-        "prompt, last column": [*llama, "prompt", *tiny, *outputs("prompting"), "--save_dir", "{}/runs",
-                                "--pooling", "last_column", "--batch_size", "10", "--no_causal_mask"],
-        "prompt in sequence": [*llama, "prompt", *tiny, *outputs("prompting"), "--save_dir", "{}/runs",
-                               "--label_scoring", "sequence", "--calibrate"],
-        "finetune": [*llama, "finetune", *tiny, *outputs("finetuning"), "--save_dir", "{}/runs", "--epochs", "1",
-                     "--lr", "3e-4"],
-        "lora": [*llama, "lora", *tiny, *outputs("lora"), "--save_dir", "{}/runs", "--epochs", "1", "--lr", "2e-3"],
-        "lora on all": [*llama, "lora", *tiny, *outputs("lora"), "--save_dir", "{}/runs", "--epochs", "1", "--lr",
-                        "1e-3", "--lora_targets", "all", "--weight_decay", "0.1", "--dtype", "bfloat16",
-                        "--seeds", "1", "2", "--max_grad_norm", "1", "--schedule", "cosine", "--warmup_steps", "2"],
-        "tokenizer": [*llama, "tokenizer", *corpus, "--tokenizer", "{}/mine.model", "--vocab_size", "300"],
-        "words": [*llama, "tokenizer", *corpus, "--tokenizer", "{}/words.json", "--vocab_size", "300"],
-        "pretrain": [*llama, "pretrain", *fresh, "--save_dir", "{}/fresh", "--export", "{}/mine.pt"],
-        "pretrain packed": [*llama, "pretrain", *fresh, "--save_dir", "{}/packed", "--packing", "separate",
-                            "--gradient_checkpointing", "--optimizer", "adamw", "--accumulation", "2"],
-        "pretrain words": [*llama, "pretrain", *corpus, "--tokenizer", "{}/words.json", *shape, "--epochs", "1",
-                           "--save_dir", "{}/words", "--position_embedding_type", "sinusoidal", "--ffn_type", "relu",
-                           "--norm_position", "post", "--dtype", "bfloat16"],
-        "pretrain on": [*llama, "pretrain", *corpus, "--pretrained-model-path", "models/stories.pt", "--epochs", "1",
-                        "--optimizer", "adamw", "--lr", "1e-4", "--save_dir", "{}/on"],
-        "evaluate": [*llama, "evaluate", *corpus, "--save_dir", "{}/on"],
-        "evaluate stories": [*llama, "evaluate", *corpus, "--stories", "3", "--pretrained-model-path",
-                             "{}/words/best.pt", "--save_dir", "{}/words"],
-        "evaluate the export": [*llama, "evaluate", *corpus, "--pretrained-model-path", "{}/mine.pt"],
-        **formats,
-        "addition train": [*adder, "train", *five, "--examples", "320", "--save_dir", "{}/adders"],
-        "addition train plain": [*adder, "train", *five, "--examples", "320", "--plain", "--save_dir", "{}/plain"],
-        "addition trial": [*adder, "train", *five, "--examples", "320", "--trial_seeds", "3", "--trial_examples",
-                           "640", "--seeds", "2", "--nines", "0.3", "--save_dir", "{}/trial"],
-        "addition test": [*adder, "test", "--threads", "1", "--checkpoint", "{}/adder/best_model.pth"],
-        "addition prompt": [*llama, "addition", "--prompt", "1234+5678="],
-        "sanity check": ["sanity_check.py"], "rope test": ["rope_test.py"], "optimizer test": ["optimizer_test.py"],
-        "missing model": [*llama, "generate", "--pretrained-model-path", "{}/none.pt"],
-        "wrong output name": [*llama, "finetune", "--dev_out", "{}/dev.txt"],
-        "too many heads": [*llama, "pretrain", *fresh, "--n_heads", "5", "--save_dir", "{}/bad"],
     }  # fmt: skip
+
+
+def addition_commands() -> dict[str, list[str]]:
+    """Adders trained for five steps, and the shipped one tested."""
+    small = "--dim 8 --n_layers 2 --n_heads 2 --n_kv_heads 1 --hidden_dim 8 --batch_size 64 --threads 1 --epochs 1"
+    flags = f"{small} --dev_examples 50 --no_compile --log_every 1 --no_data_files --examples 320".split()
+    train, search = ["addition_run.py", "train", *flags], "--trial_seeds 3 --trial_examples 640 --seeds 2 --nines 0.3"
+    return {
+        "addition train": [*train, "--save_dir", "{}/adders"],
+        "addition train plain": [*train, "--plain", "--save_dir", "{}/plain"],
+        "addition trial": [*train, *search.split(), "--save_dir", "{}/trial"],
+        "addition test": ["addition_run.py", "test", "--threads", "1", "--checkpoint", "{}/adder/best_model.pth"],
+        "addition prompt": [*LLAMA, "addition", "--prompt", "1234+5678="],
+    }
 
 
 def run(words: list[str], tmp: Path) -> dict[str, Any]:
@@ -214,7 +239,7 @@ def record() -> dict[str, Any]:
         tmp = Path(name)
         make_inputs(tmp)
         known = _files(tmp)
-        for title, words in commands(tmp).items():
+        for title, words in commands().items():
             recorded[title] = run(words, tmp)
             now = _files(tmp)
             changed = sorted(path for path in now if now[path] != known.get(path))
