@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from addition_lib import EQUALS
-from checkpoint import parameter_shapes
 from config import LlamaConfig
+from engine.io.checkpoint import parameter_shapes
 from llama import Llama
 
 POSITIONS = 16  # 0, a, +, b, = and five digits of c

@@ -21,9 +21,9 @@ from addition_problems import sample_problems
 from addition_testing import load_adder
 from addition_training import answer_logits
 from attention_maps import attention_weights
-from files import check_writable
+from engine.io.files import check_writable
+from engine.train.run_log import examples_seen
 from llama import Llama
-from run_log import examples_seen
 
 PUBLIC = [  # parameters and accuracy on the course's test that public solutions of the course report
     (3_288, 1.0), (16_880, 1.0), (25_312, 1.0), (134_880, 1.0), (25_200, 1.0), (25_200, 0.085), (1_176, 0.022),

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 import plots
-import run_log
 from addition_flags import parse_args
 from addition_problems import OPERANDS, problem_text, read_problems
 from addition_setup import TrainingPlan
@@ -25,7 +24,8 @@ from addition_testing import answers, breakdown, exhaustive, is_right, load_adde
 from addition_training import Problems, evaluate_loss, save_seed, train_one_epoch
 from addition_trial import hold_trial, plan_training
 from cli import carry_out
-from files import atomic_path, check_writable, write_text
+from engine.io.files import atomic_path, check_writable, write_text
+from engine.train import run_log
 from llama import Llama
 from utils import set_up
 

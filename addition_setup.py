@@ -16,13 +16,13 @@ import torch
 from addition_fast import SideBySide
 from addition_problems import pair_number, read_problems, sample_problems
 from addition_training import AdditionWorkload, Model, Problems
-from checkpoint import parameter_shapes
 from config import LlamaConfig
-from files import check_writable
+from engine.io.checkpoint import parameter_shapes
+from engine.io.files import check_writable
+from engine.train.run_log import RunLog
+from engine.train.trainer import Progress, Trainer, TrainSettings
 from llama import Llama
 from optimizer import AdamW
-from run_log import RunLog
-from trainer import Progress, Trainer, TrainSettings
 
 TEST_FILES = ("data/addition_test.txt", "data/course_addition_test.txt")  # ours, and the course's where setup has it
 CHUNK, CHUNK_OF_SEEDS = 256, 384  # activations of more problems (of all seeds) leave the processor's cache

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import decoding
 from addition_fast import POSITIONS, SideBySide, answer_targets, counted, one_hot, problem_tokens
 from addition_lib import CHARS
 from addition_problems import HIGH, LOW, OPERANDS
 from addition_training import Problems, answer_logits
-from checkpoint import CheckpointError, read_checkpoint
+from engine.decode import loop as decoding
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
-from sampling import Sampler
 
 END = 0
 VOCABULARY = len(CHARS) + 1

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from addition_fast import ANSWER, FIRST, SideBySide, answer_targets, counted, problem_tokens, token_losses
 from addition_lib import EQUALS, IGNORED
 from addition_problems import pair_number
-from checkpoint import save_checkpoint
+from engine.io.checkpoint import save_checkpoint
+from engine.train.trainer import update
 from llama import Llama
-from trainer import update
 
 Model = SideBySide | Llama
 EVALUATION_BATCH = 512

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 import plots
-import run_log
 from addition_setup import TrainingPlan, plan_run
+from engine.train import run_log
 
 
 def plan_training(args: argparse.Namespace, device: torch.device) -> TrainingPlan:

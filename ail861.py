@@ -18,8 +18,8 @@ from pathlib import Path
 
 import ail861_report
 from cli import new_parser, positive
+from engine.io.files import check_readable, write_text
 from fasttext_vectors import require_gensim
-from files import check_readable, write_text
 from story_data import SEPARATOR, read_documents
 
 ROOT = Path(__file__).resolve().parent

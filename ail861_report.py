@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 import plots
-import run_log
-from checkpoint import load_plain
-from files import write_text
-from word_tokenizer import SPECIAL
+from engine.io.checkpoint import load_plain
+from engine.io.files import write_text
+from engine.io.word_tokenizer import SPECIAL
+from engine.train import run_log
 
 STARTS = {"fasttext": "FastText, trained on", "frozen": "FastText, frozen", "random": "random"}
 SMOOTHED = 50  # steps

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from checkpoint import CheckpointError, load_plain, save_plain
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
+from engine.io.checkpoint import CheckpointError, load_plain, save_plain
 from llama import Llama
 from lora import LoRALayer, lora_layers
 

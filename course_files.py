@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from files import atomic_path
+from engine.io.files import atomic_path
 
 COURSE = "https://raw.githubusercontent.com/ialdarmaki/anlp-spring2026-hw1/main/"
 TIMEOUT = 10  # seconds without an answer or a byte

@@ -17,14 +17,14 @@ import torch
 from tqdm import tqdm
 
 import evaluate_stories
-from files import check_writable, write_text
+from engine.io.files import check_writable, write_text
+from engine.io.word_tokenizer import WordTokenizer
+from engine.train.losses import token_nll
 from llama import Llama
-from losses import token_nll
 from pretrained import load_model
 from story_data import StoryBatches, encode_documents, read_documents
 from tokenizer import AnyTokenizer
 from utils import set_up
-from word_tokenizer import WordTokenizer
 
 BATCH_TOKENS = 4096
 

@@ -19,13 +19,13 @@ import torch
 
 import plots
 from attention_maps import attention_weights
-from decoding import beam, stream
-from files import write_text
+from engine.decode.loop import beam, stream
+from engine.decode.sampling import Sampler
+from engine.io.files import write_text
+from engine.io.word_tokenizer import WordTokenizer, join_words, split_words
+from engine.train.losses import token_nll
 from llama import Llama
-from losses import token_nll
-from sampling import Sampler
 from tokenizer import AnyTokenizer
-from word_tokenizer import WordTokenizer, join_words, split_words
 
 PROMPT = 5  # tokens of a story that are given, BOS not counted
 CACHE_BATCH, CACHE_ROUNDS = 20, 3

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from batching import one_by_one, refilled
-from decoding import stream
-from files import appended, check_readable, check_writable, read_text, write_text
+from engine.decode.continuous_batching import one_by_one, refilled
+from engine.decode.fast_step import make_lean
+from engine.decode.loop import stream
+from engine.decode.sampling import Sampler
+from engine.io.files import appended, check_readable, check_writable, read_text, write_text
 from llama import Llama
 from pretrained import load_model
-from sampling import Sampler
-from steps import make_lean
 from tokenizer import AnyTokenizer
 from utils import fastest_threads, set_up
 

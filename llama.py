@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import decoding
 from base_llama import LlamaPreTrainedModel, Undrawn
-from checkpoint import Checkpoint, read_checkpoint
 from config import LlamaConfig
-from gradient_checkpointing import run_recomputed
-from kv_cache import KVCache
-from masks import attention_mask, counted, mask_at
-from norms import LayerNorm, RMSNorm
-from positions import alibi_slopes, sinusoids
+from engine.decode import loop as decoding
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import Checkpoint, read_checkpoint
+from engine.model.gradient_checkpointing import run_recomputed
+from engine.model.kv_cache import KVCache
+from engine.model.masks import attention_mask, counted, mask_at
+from engine.model.norms import LayerNorm, RMSNorm
+from engine.model.positions import alibi_slopes, sinusoids
 from rope import rotate, rotation_table
-from sampling import Sampler
 
 Rotation = tuple[Tensor, Tensor]
 Positions = slice | Tensor

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import golden
+from engine.io import golden_check
 from optimizer import AdamW
 
 COURSE_FILES = ["optimizer_test.npy"]
@@ -30,11 +30,11 @@ def regress(model: nn.Linear, inputs: np.ndarray) -> torch.Tensor:
 
 def ours() -> None:
     """The same start and inputs in float64 NumPy."""
-    expected = golden.load("optimizer")
+    expected = golden_check.load("optimizer")
     model = nn.Linear(3, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.from_numpy(expected["start"]))
-    golden.agree("the weights", regress(model, expected["inputs"]), expected["weight"])
+    golden_check.agree("the weights", regress(model, expected["inputs"]), expected["weight"])
 
 
 def course() -> None:
@@ -43,8 +43,8 @@ def course() -> None:
     model = nn.Linear(3, 2, bias=False)
     random = np.random.default_rng(0)
     inputs = np.stack([random.uniform(size=3) for _ in range(1000)])
-    golden.agree("the course's weights", regress(model, inputs), np.load(golden.ROOT / COURSE_FILES[0]))
+    golden_check.agree("the course's weights", regress(model, inputs), np.load(golden_check.ROOT / COURSE_FILES[0]))
 
 
 if __name__ == "__main__":
-    sys.exit(golden.run_check("Optimizer test passed!", ours, course, COURSE_FILES))
+    sys.exit(golden_check.run_check("Optimizer test passed!", ours, course, COURSE_FILES))

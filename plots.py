@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import run_log
-from files import atomic_path
+from engine.io.files import atomic_path
+from engine.train import run_log
 
 
 def new_figure(width: float = 7.0, height: float = 4.2):

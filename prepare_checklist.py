@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from files import read_text
+from engine.io.files import read_text
 from submission_check import Findings, check_addition, check_generated, check_predictions, check_zip, run_script
 from submission_files import (
     ABLATION,

@@ -19,25 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import distributed
 import plots
-import run_log
-from checkpoint import read_checkpoint, save_checkpoint
 from config import LlamaConfig
+from engine.io.checkpoint import read_checkpoint, save_checkpoint
+from engine.io.files import atomic_path, check_writable, write_text
+from engine.io.word_tokenizer import SPECIAL, WordTokenizer, word_vocabulary
+from engine.train import distributed, run_log
+from engine.train.losses import cross_entropy, token_nll
+from engine.train.muon import Muon, muon_groups
+from engine.train.run_log import RunLog
+from engine.train.trainer import Progress, Trainer, TrainSettings
 from fasttext_vectors import fill_embeddings
-from files import atomic_path, check_writable, write_text
 from llama import Llama
-from losses import cross_entropy, token_nll
-from muon import Muon, muon_groups
 from optimizer import AdamW, decay_groups
 from packing import PackedBatches
 from pretrained import load_model
-from run_log import RunLog
 from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
-from trainer import Progress, Trainer, TrainSettings
 from utils import check_compiler, compile_methods, set_up
-from word_tokenizer import SPECIAL, WordTokenizer, word_vocabulary
 
 CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta", "hidden_dim")
 CONFIG_FLAGS += ("position_embedding_type", "ffn_type", "norm_position")

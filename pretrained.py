@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from engine.io.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
 from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer
 

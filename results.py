@@ -15,7 +15,7 @@ from pathlib import Path
 
 import plots
 from cli import new_parser
-from files import write_text
+from engine.io.files import write_text
 from results_sources import Block, Figure, Table, gather
 
 WRAP = 132  # characters of small print across a page

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import plots
-import run_log
-from files import read_text
+from engine.io.files import read_text
+from engine.train import run_log
 from sentiment_data import SEPARATOR, read_examples, read_label_names
 from submission_files import GENERATED, MODELS, outputs, remedy
 

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     def prepare_together() -> Callable[[], None]:
         if args.option not in TOGETHER:
             raise ValueError(f"--option {args.option} is for one process: start it without torchrun")
-        return importlib.import_module("distributed").prepare_together(prepare, args.use_gpu)
+        return importlib.import_module("engine.train.distributed").prepare_together(prepare, args.use_gpu)
 
     return cli.carry_out("run_llama.py", prepare if cli.process_count() == 1 else prepare_together)
 

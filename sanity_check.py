@@ -9,9 +9,9 @@ import sys
 
 import torch
 
-import golden
-from checkpoint import load_plain
 from config import LlamaConfig
+from engine.io import golden_check
+from engine.io.checkpoint import load_plain
 from llama import Llama, load_pretrained
 
 COURSE_FILES = ["stories42M.pt", "sanity_check.data"]
@@ -25,13 +25,13 @@ def compare(model: Llama, tokens: torch.Tensor, expected: dict) -> None:
     """Raises ValueError unless the logits of the last position and all hidden states are as expected."""
     with torch.no_grad():
         logits, hidden_states = model(tokens)
-    golden.agree("the logits", logits, expected["logits"])
-    golden.agree("the hidden states", hidden_states, expected["hidden_states"])
+    golden_check.agree("the logits", logits, expected["logits"])
+    golden_check.agree("the hidden states", hidden_states, expected["hidden_states"])
 
 
 def ours() -> None:
     """A small model whose outputs were computed in float64 NumPy."""
-    expected = golden.load("sanity")
+    expected = golden_check.load("sanity")
     model = Llama(LlamaConfig.from_json(str(expected["config"])))
     prefix = "weights/"
     weights = {name[len(prefix) :]: torch.from_numpy(x) for name, x in expected.items() if name.startswith(prefix)}
@@ -41,9 +41,9 @@ def ours() -> None:
 
 def course() -> None:
     """stories42M on the course's two sentences."""
-    model = load_pretrained(str(golden.ROOT / "stories42M.pt"))
-    compare(model, torch.tensor(SENTENCES), load_plain(golden.ROOT / "sanity_check.data"))
+    model = load_pretrained(str(golden_check.ROOT / "stories42M.pt"))
+    compare(model, torch.tensor(SENTENCES), load_plain(golden_check.ROOT / "sanity_check.data"))
 
 
 if __name__ == "__main__":
-    sys.exit(golden.run_check("Your Llama implementation is correct!", ours, course, COURSE_FILES))
+    sys.exit(golden_check.run_check("Your Llama implementation is correct!", ours, course, COURSE_FILES))

@@ -22,15 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import distributed
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier
 from classifier_checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
-from files import check_writable, write_text
+from engine.io.files import check_writable, write_text
+from engine.train import distributed
+from engine.train.run_log import RunLog
+from engine.train.trainer import Progress, Trainer, TrainSettings, read_state
 from llama import Llama
 from lora import TARGETS, apply_lora, merge_lora_weights
 from optimizer import AdamW, decay_groups
 from pretrained import load_model
-from run_log import RunLog
 from sentiment_data import (
     Examples,
     SentenceBatches,
@@ -42,7 +43,6 @@ from sentiment_data import (
 )
 from sentiment_report import measure, predict, report, seeds_summary, write_predictions
 from tokenizer import AnyTokenizer
-from trainer import Progress, Trainer, TrainSettings, read_state
 from utils import DTYPES, autocast, check_compiler, compile_methods, set_up
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")

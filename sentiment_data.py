@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from files import check_readable, read_text
+from engine.io.files import check_readable, read_text
 from tokenizer import AnyTokenizer
 
 SEPARATOR = "|||"

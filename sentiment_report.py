@@ -18,9 +18,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 from tqdm import tqdm
 
-import distributed
 import plots
-from files import write_text
+from engine.io.files import write_text
+from engine.train import distributed
 from sentiment_data import Examples, SentenceBatches
 
 

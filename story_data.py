@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from files import atomic_path, check_readable, read_text
-from losses import IGNORED
+from engine.io.files import atomic_path, check_readable, read_text
+from engine.train.losses import IGNORED
 from tokenizer import AnyTokenizer
 
 SEPARATOR = "<|endoftext|>"

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from files import read_text, write_text
+from engine.io.files import read_text, write_text
 from pretrained import SHIPPED, choose_path
 from submission_check import make_zip, summary
 from submission_files import COURSES, MODELS, TESTED, Course, Step, check_andrew_id, steps

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkpoint import read_checkpoint
-from files import atomic_path, read_text
+from engine.io.checkpoint import read_checkpoint
+from engine.io.files import atomic_path, read_text
 from sentiment_data import SEPARATOR, Examples, prompt_suffix, read_examples, read_label_names
 from submission_files import (
     ABLATION,

@@ -30,10 +30,10 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the same files give the same bytes
 def imported_files(root: str | Path, starts: Iterable[str] = SCRIPTS) -> list[str]:
     """The project's own Python files, relative to `root`, that the modules `starts` import, however indirectly.
 
-    Imports within functions count, and so do the modules that a table named TASKS holds as text. Of a package that
-    is imported all files count.
+    Imports within functions count, and so do the modules that a table named TASKS holds as text. The `__init__.py`
+    of every package on the way counts too.
     """
-    root, found, waiting = Path(root), set(), list(starts)
+    root, found, waiting = Path(root).resolve(), set(), list(starts)
     while waiting:
         for file in _sources(root, waiting.pop()):
             if file not in found:
@@ -43,14 +43,17 @@ def imported_files(root: str | Path, starts: Iterable[str] = SCRIPTS) -> list[st
 
 
 def _sources(root: Path, module: str) -> list[Path]:
-    if (root / f"{module}.py").is_file():
-        return [root / f"{module}.py"]
-    package = root / module
-    return sorted(package.rglob("*.py")) if (package / "__init__.py").is_file() else []
+    """The file of a dotted module name and the `__init__.py` of the packages around it; none if it is not ours."""
+    path = root.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.is_file():
+        return []
+    packages = [folder / "__init__.py" for folder in file.parents if root in folder.parents]
+    return [file, *(package for package in packages if package.is_file())]
 
 
 def _named_modules(path: Path) -> set[str]:
-    """Top-level names of all that a file may import; nothing of one that cannot be parsed, as importing it will say."""
+    """Dotted names that a file may import: `from a import b` names `a` and `a.b`. Nothing where it cannot be parsed."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -60,12 +63,12 @@ def _named_modules(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "TASKS" for target in node.targets):
             names |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             names |= {part.value for part in node.args if isinstance(part, ast.Constant)}
-    return {name.split(".")[0] for name in names if isinstance(name, str)}
+    return {name for name in names if isinstance(name, str) and name}
 
 
 def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path], list[str]]:

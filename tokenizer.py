@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from word_tokenizer import WordTokenizer
+from engine.io.word_tokenizer import WordTokenizer
 
 TOKENIZER_MODEL = "tokenizer.model"  # the Llama 2 tokenizer, where the course puts it
 BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")

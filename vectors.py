@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from engine.io.files import atomic_path, check_writable, write_text
+from engine.io.word_tokenizer import SPECIAL, WordTokenizer, split_words
 from fasttext_vectors import require_gensim, train_vectors, vec_text
-from files import atomic_path, check_writable, write_text
 from story_data import read_documents
 from tokenizer import load_tokenizer
-from word_tokenizer import SPECIAL, WordTokenizer, split_words
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from config import LlamaConfig
+from engine.train.losses import cross_entropy
 from llama import Llama
-from losses import cross_entropy
 
 
 class _Saved:

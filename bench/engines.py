@@ -21,11 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from checkpoint import BIN_HEADER, bin_order
-from decoding import stream
+from engine.decode.fast_step import make_lean
+from engine.decode.loop import stream
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import BIN_HEADER, bin_order
 from llama import Llama, load_pretrained
-from sampling import Sampler
-from steps import make_lean
 from tests.oracles import transformers_model, transformers_state
 
 Rows = list[list[int]]

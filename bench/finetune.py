@@ -32,14 +32,14 @@ from tqdm import tqdm
 
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
+from engine.train.run_log import RunLog
+from engine.train.trainer import Trainer, TrainSettings
 from llama import Attention, LayerNorm, Llama, load_pretrained
 from optimizer import AdamW
-from run_log import RunLog
 from sentiment_data import Examples, SentenceBatches, pad, read_examples, read_label_names, tokenise
 from sentiment_report import predict
 from tests.oracles import transformers_model
 from tokenizer import AnyTokenizer, load_tokenizer
-from trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 

@@ -28,9 +28,9 @@ import torch
 
 from bench import engines
 from bench.engines import Engine, Rows, Sample
-from checkpoint import save_checkpoint
 from config import LlamaConfig
-from lean_step import KINDS
+from engine.decode.cpu_step import KINDS
+from engine.io.checkpoint import save_checkpoint
 from llama import Llama, load_pretrained
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

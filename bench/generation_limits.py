@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 
 from bench.generate import random_model
-from checkpoint import save_checkpoint
-from decoding import stream
-from lean_step import KINDS
+from engine.decode.cpu_step import KINDS
+from engine.decode.fast_step import make_lean
+from engine.decode.loop import stream
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import save_checkpoint
+from engine.io.word_tokenizer import word_vocabulary
 from llama import Llama, load_pretrained
-from sampling import Sampler
-from steps import make_lean
-from word_tokenizer import word_vocabulary
 
 ALLOWED = 300  # MB above weights and cache
 THOUSAND = 1000

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lean_step import KINDS, LeanStep
+from engine.decode.cpu_step import KINDS, LeanStep
+from engine.train.losses import IGNORED
 from llama import load_pretrained
-from losses import IGNORED
 from story_data import read_documents
 from tokenizer import load_tokenizer
 

@@ -34,14 +34,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import LlamaConfig
+from engine.train.losses import IGNORED, cross_entropy
+from engine.train.run_log import RunLog
+from engine.train.trainer import Trainer, TrainSettings
 from llama import Llama
-from losses import IGNORED, cross_entropy
 from optimizer import AdamW, decay_groups
-from run_log import RunLog
 from story_data import StoryBatches, TokenFile, encode_documents, read_documents
 from tests.oracles import transformers_model
 from tokenizer import load_tokenizer
-from trainer import Trainer, TrainSettings
 from utils import DTYPES, autocast, check_compiler, compile_methods, set_up
 
 SIZES = {  # the shipped story model's, and the course's

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tfidf import measure as measure_tfidf
-from files import write_text
+from engine.io.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZES = {"sst": 80, "cfimdb": 10}  # the course's

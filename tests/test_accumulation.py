@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from config import LlamaConfig
+from engine.io.word_tokenizer import word_vocabulary
+from engine.train.losses import cross_entropy
+from engine.train.trainer import update
 from llama import Llama
-from losses import cross_entropy
 from story_data import StoryBatches, encode_documents
 from tests.tiny import stories
 from tokenizer import load_tokenizer
-from trainer import update
-from word_tokenizer import word_vocabulary
 
 SHAPE = {"dim": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "max_seq_len": 16}
 

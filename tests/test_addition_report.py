@@ -10,8 +10,8 @@ import addition_report
 from addition_fast import POSITIONS
 from addition_problems import sample_problems
 from addition_testing import load_adder
-from checkpoint import save_checkpoint
 from config import LlamaConfig
+from engine.io.checkpoint import save_checkpoint
 from llama import Llama
 from tests.tiny import ROOT
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batching import one_by_one, refilled
-from sampling import Sampler
-from steps import make_lean
+from engine.decode.continuous_batching import one_by_one, refilled
+from engine.decode.fast_step import make_lean
+from engine.decode.sampling import Sampler
 from tests.oracles import random_llama
 
 SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}

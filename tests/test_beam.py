@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import decoding
-from sampling import Sampler
+from engine.decode import loop as decoding
+from engine.decode.sampling import Sampler
 from tests.oracles import random_llama, transformers_model
 
 SMALL = {"vocab_size": 31, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 20}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-from checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from config import LlamaConfig
+from engine.io import checkpoint
+from engine.io.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from llama import Llama, load_pretrained
 from tests.oracles import random_llama
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from checkpoint import CheckpointError, load_plain
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier, real_lengths
 from classifier_checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
+from engine.io.checkpoint import CheckpointError, load_plain
 from llama import Llama, from_checkpoint
 from lora import apply_lora, get_lora_optimizer_params, merge_lora_weights
 from sentiment_data import pad, prompt_suffix
@@ -197,7 +197,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 @torch.no_grad()
 def test_a_classifiers_backbone_is_the_checkpoints(tmp_path):
-    from checkpoint import read_checkpoint
+    from engine.io.checkpoint import read_checkpoint
 
     write_tiny_checkpoint(tmp_path / "tiny.pt")
     base = from_checkpoint(read_checkpoint(tmp_path / "tiny.pt"))

@@ -12,9 +12,9 @@ import pytest
 from torch._dynamo.utils import counters
 
 import run_llama
-import run_log
-from checkpoint import load_plain
 from config import LlamaConfig
+from engine.io.checkpoint import load_plain
+from engine.train import run_log
 from tests.tiny import ROOT, TOKENIZER, write_corpus, write_tiny_checkpoint
 
 needs_compiler = pytest.mark.skipif(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from checkpoint import parameter_shapes, save_checkpoint
 from config import LlamaConfig
+from engine.io.checkpoint import parameter_shapes, save_checkpoint
 from llama import Llama, load_pretrained
 
 WIDE = {"vocab_size": 13, "dim": 6, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 5, "max_seq_len": 20}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-import golden
 import llama
 import optimizer
 import optimizer_test
 import rope_test
 import sanity_check
+from engine.io import golden_check
 from tests.tiny import ROOT
 
 SENTENCES = {
@@ -61,9 +61,9 @@ def test_a_wrong_adamw_is_noticed(monkeypatch, wrong):
 
 def test_a_failed_check_ends_in_code_1(capsys):
     def failing():
-        golden.agree("the things", torch.zeros(2), torch.ones(2))
+        golden_check.agree("the things", torch.zeros(2), torch.ones(2))
 
-    assert golden.run_check("Right!", failing, lambda: None, []) == 1
+    assert golden_check.run_check("Right!", failing, lambda: None, []) == 1
     shown = capsys.readouterr()
     assert "Right!" not in shown.out and "the things differ by up to 1.00e+00" in shown.err
 
@@ -74,7 +74,7 @@ def test_stored_values_are_what_the_script_makes(name, monkeypatch):
     spec = importlib.util.spec_from_file_location("make_golden", ROOT / "tests" / "golden" / "make_golden.py")
     make_golden = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_golden)
-    stored, made = golden.load(name), getattr(make_golden, name)()
+    stored, made = golden_check.load(name), getattr(make_golden, name)()
     assert stored.keys() == made.keys()
     for key, array in made.items():
         if array.dtype.kind == "f":

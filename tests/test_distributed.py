@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import run_llama
-import run_log
-from checkpoint import load_plain
+from engine.io.checkpoint import load_plain
+from engine.train import run_log
 from tests.tiny import ROOT, TOKENIZER, write_corpus, write_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")

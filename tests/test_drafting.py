@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from decoding import stream
-from drafting import MOST, Drafted
-from lean_step import LeanStep
-from sampling import Sampler
+from engine.decode.cpu_step import LeanStep
+from engine.decode.loop import stream
+from engine.decode.sampling import Sampler
+from engine.decode.speculative import MOST, Drafted
 from tests.oracles import random_llama
 
 SMALL = {"vocab_size": 4000, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}

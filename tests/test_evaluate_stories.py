@@ -13,14 +13,14 @@ import evaluate
 import evaluate_stories
 import run_llama
 from attention_maps import attention_weights
-from checkpoint import save_checkpoint
 from config import LlamaConfig
+from engine.io.checkpoint import save_checkpoint
+from engine.io.word_tokenizer import word_vocabulary
 from llama import Llama
 from tests.golden import numpy_llama
 from tests.oracles import numpy_weights, random_llama
 from tests.tiny import stories, write_corpus
 from tokenizer import load_tokenizer
-from word_tokenizer import word_vocabulary
 
 SHAPE = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 12}
 

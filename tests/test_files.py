@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-import run_log
-from files import atomic_path, check_readable, check_writable, read_text, write_text
-from run_log import RunLog
+from engine.io.files import atomic_path, check_readable, check_writable, read_text, write_text
+from engine.train import run_log
+from engine.train.run_log import RunLog
 
 
 def test_text_is_utf8_with_unix_line_ends(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import generate
 import run_llama
 import utils
-from sampling import Sampler
+from engine.decode.sampling import Sampler
 from tests.tiny import CONFIG, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 

@@ -9,8 +9,8 @@ import torch
 
 from bench.checkpointing import SavedBytes
 from config import LlamaConfig
+from engine.train.losses import plain_cross_entropy
 from llama import Llama
-from losses import plain_cross_entropy
 
 BASE = {"vocab_size": 61, "dim": 24, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 16, "dropout": 0.3}
 VARIANTS = [

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import run_llama
-from decoding import stream
-from lean_step import LeanStep, Whole
+from engine.decode.cpu_step import LeanStep, Whole
+from engine.decode.fast_step import make_lean
+from engine.decode.loop import stream
+from engine.decode.packed_linear import Screened, int8
+from engine.decode.sampling import Sampler
 from llama import load_pretrained
-from products import Screened, int8
-from sampling import Sampler
-from steps import make_lean
 from tests.oracles import random_llama
 from tests.tiny import ROOT, step_logits, write_tiny_checkpoint
 from tokenizer import load_tokenizer

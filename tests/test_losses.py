@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import CHUNK, IGNORED, cross_entropy, plain_cross_entropy, token_nll
+from engine.train.losses import CHUNK, IGNORED, cross_entropy, plain_cross_entropy, token_nll
 
 
 def problem(count: int, seed: int, dtype=torch.float32):

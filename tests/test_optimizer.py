@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from engine.train.muon import Muon, muon_groups, orthogonalise
 from llama import Llama
-from muon import Muon, muon_groups, orthogonalise
 from optimizer import AdamW, clip_by_global_norm, decay_groups
 from tests.tiny import CONFIG
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import cli
 import run_llama
-import run_log
-from checkpoint import load_plain
-from losses import IGNORED, token_nll
-from masks import counted
+from engine.io.checkpoint import load_plain
+from engine.model.masks import counted
+from engine.train import run_log
+from engine.train.losses import IGNORED, token_nll
 from packing import PackedBatches, best_fit
 from story_data import StoryBatches
 from tests.oracles import random_llama

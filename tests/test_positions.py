@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import decoding
-from checkpoint import parameter_shapes, read_checkpoint, save_checkpoint
+from engine.decode import loop as decoding
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import parameter_shapes, read_checkpoint, save_checkpoint
+from engine.model.positions import alibi_slopes, sinusoids
 from llama import Llama, from_checkpoint
-from positions import alibi_slopes, sinusoids
-from sampling import Sampler
 from tests.golden import numpy_llama
 from tests.oracles import numpy_weights, random_llama
 

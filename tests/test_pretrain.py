@@ -10,8 +10,8 @@ import torch
 
 import evaluate
 import run_llama
-import run_log
-from checkpoint import read_checkpoint
+from engine.io.checkpoint import read_checkpoint
+from engine.train import run_log
 from llama import from_checkpoint
 from tests.tiny import CLOCKS, CONFIG, TOKENIZER, stories, write_corpus, write_tiny_checkpoint
 from tokenizer import load_tokenizer

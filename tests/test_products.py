@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import products
-from products import Dense, Narrow, Screened, Upright, bfloat16, int8
+from engine.decode import packed_linear as products
+from engine.decode.packed_linear import Dense, Narrow, Screened, Upright, bfloat16, int8
 
 
 def drawn(seed: int, rows: int, inner: int = 64, outer: int = 48) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling import Sampler, keep_epsilon, keep_min_p, keep_top_k, keep_top_p
+from engine.decode.sampling import Sampler, keep_epsilon, keep_min_p, keep_top_k, keep_top_p
 
 COUNTS = st.lists(st.integers(1, 6), min_size=1, max_size=12)  # few values: many ties
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schedule import SCHEDULES, rate_factor
+from engine.train.schedule import SCHEDULES, rate_factor
 
 
 def test_values_by_hand():

@@ -14,9 +14,9 @@ import torch
 
 import cli
 import run_llama
-import run_log
-from checkpoint import load_plain
 from classifier_checkpoint import load_classifier
+from engine.io.checkpoint import load_plain
+from engine.train import run_log
 from tests.tiny import CLOCKS, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import run_llama
-import run_log
-from checkpoint import save_checkpoint
 from classifier import LlamaEmbeddingClassifier
+from engine.io.checkpoint import save_checkpoint
+from engine.train import run_log
 from llama import Llama
 from lora import apply_lora, lora_layers
 from sentiment_data import SentenceBatches, read_examples, tokenise

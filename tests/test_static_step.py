@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from decoding import stream
-from sampling import Sampler
-from static_step import StaticStep
-from steps import make_lean, round_weights
+from engine.decode.cuda_step import StaticStep
+from engine.decode.fast_step import make_lean, round_weights
+from engine.decode.loop import stream
+from engine.decode.sampling import Sampler
 from tests.oracles import random_llama
 from tests.tiny import step_logits
 

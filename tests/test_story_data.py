@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losses import IGNORED, token_nll
+from engine.train.losses import IGNORED, token_nll
 from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tests.oracles import random_llama
 from tests.tiny import TOKENIZER, stories, write_corpus

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-import run_log
-from checkpoint import CheckpointError, load_plain, save_plain
+from engine.io.checkpoint import CheckpointError, load_plain, save_plain
+from engine.train import run_log
+from engine.train.run_log import RunLog
+from engine.train.schedule import rate_factor
+from engine.train.trainer import NO_SCALING, Trainer, TrainSettings, update
 from optimizer import AdamW
-from run_log import RunLog
-from schedule import rate_factor
 from tests.tiny import CLOCKS, ROOT, TOKENIZER, write_corpus
-from trainer import NO_SCALING, Trainer, TrainSettings, update
 
 CPU = torch.device("cpu")
 

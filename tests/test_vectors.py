@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import run_llama
-from checkpoint import load_plain, read_checkpoint
 from config import LlamaConfig
+from engine.io.checkpoint import load_plain, read_checkpoint
+from engine.train.muon import muon_groups
 from fasttext_vectors import fill_embeddings, read_vectors
 from llama import Llama
-from muon import muon_groups
 from optimizer import decay_groups
 from tests.tiny import TOKENIZER, write_corpus
 from tokenizer import load_tokenizer

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import run_llama
+from engine.io.word_tokenizer import SPECIAL, WordTokenizer, join_words, split_words, word_vocabulary
 from tests.tiny import stories, write_corpus
 from tokenizer import load_tokenizer
-from word_tokenizer import SPECIAL, WordTokenizer, join_words, split_words, word_vocabulary
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import save_checkpoint
 from config import LlamaConfig
+from engine.io.checkpoint import save_checkpoint
 from llama import Llama
 
 ROOT = Path(__file__).resolve().parent.parent

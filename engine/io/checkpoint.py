@@ -1,6 +1,6 @@
 """Checkpoints in and out: every format is read here, strictly, and never by unpickling code.
 
-    python -c "import checkpoint; print(checkpoint.read_checkpoint('models/stories.pt').config)"
+    python -c "from engine.io import checkpoint; print(checkpoint.read_checkpoint('models/stories.pt').config)"
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from config import LlamaConfig
-from files import atomic_path, check_readable
+from engine.io.files import atomic_path, check_readable
 
 FORMAT = "min-llama"
 LLAMA2C_NAMES = {"wq": "compute_query", "wk": "compute_key", "wv": "compute_value", "wo": "compute_output"}

@@ -1,6 +1,6 @@
 """Positions without a rotation: sinusoids added to the embeddings, and ALiBi's bias on the attention scores.
 
-    python -c "from positions import sinusoids, alibi_slopes; print(sinusoids(3, 4), alibi_slopes(8))"
+    python -c "from engine.model.positions import sinusoids, alibi_slopes; print(sinusoids(3, 4), alibi_slopes(8))"
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Learning rates as pure functions of the step: a warm-up, then a decay.
 
-    python -c "from schedule import rate_factor; print([rate_factor(s, 10, 2, 'cosine', 0.1) for s in range(10)])"
+    python -c "from engine.train.schedule import rate_factor; print(rate_factor(5, 10, 2, 'cosine', 0.1))"
 """
 
 from __future__ import annotations

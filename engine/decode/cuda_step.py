@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kv_cache import KVCache
+from engine.model.kv_cache import KVCache
 
 
 class _Whole:

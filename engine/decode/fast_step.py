@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from drafting import Drafted
-from lean_step import LeanStep, fits
-from static_step import StaticStep
+from engine.decode.cpu_step import LeanStep, fits
+from engine.decode.cuda_step import StaticStep
+from engine.decode.speculative import Drafted
 
 
 def make_lean(model, kind: str = "float32") -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kv_cache import KVCache
-from lean_step import LeanStep
+from engine.decode.cpu_step import LeanStep
+from engine.model.kv_cache import KVCache
 
 MOST = 6  # guesses at a time
 

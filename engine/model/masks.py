@@ -1,6 +1,6 @@
 """What each query of an attention may see: causal order, padding, a cache's past, and ALiBi's bias.
 
-    python -c "import torch, masks; print(masks.attention_mask(2, 3, None, True, None, torch.device('cpu')))"
+    python -c "import torch; from engine.model.masks import counted as p; print(p(torch.ones(1, 3) > 0))"
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from positions import alibi_bias
+from engine.model.positions import alibi_bias
 
 
 def counted(padding_mask: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-import distributed
-from checkpoint import CheckpointError, load_plain, save_plain
-from run_log import RunLog
-from schedule import rate_factor
+from engine.io.checkpoint import CheckpointError, load_plain, save_plain
+from engine.train import distributed
+from engine.train.run_log import RunLog
+from engine.train.schedule import rate_factor
 from utils import DTYPES, autocast
 
 STATE_FORMAT = "min-llama-training"

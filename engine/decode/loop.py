@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sampling import Sampler
+from engine.decode.sampling import Sampler
 
 
 @torch.inference_mode()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding import stream, window_start
-from kv_cache import KVCache
-from sampling import Sampler
+from engine.decode.loop import stream, window_start
+from engine.decode.sampling import Sampler
+from engine.model.kv_cache import KVCache
 
 Finished = tuple[int, list[int]]  # which prompt, and its new tokens, EOS left out
 

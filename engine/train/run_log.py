@@ -1,6 +1,6 @@
 """A run's log: one JSON object a line, appended as the run goes, readable while it runs.
 
-    python -c "import run_log; print(run_log.read('models/stories.jsonl')[-1])"
+    python -c "from engine.train import run_log; print(run_log.read('models/stories.jsonl')[-1])"
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import LlamaConfig
-from kv_cache import KVCache
-from products import Dense, Narrow, Packed, Screened, Upright, bfloat16, int8
+from engine.decode.packed_linear import Dense, Narrow, Packed, Screened, Upright, bfloat16, int8
+from engine.model.kv_cache import KVCache
 
 PACKED = {"bfloat16": bfloat16, "int8": int8}
 KINDS = ("float32", *PACKED)

@@ -1,6 +1,6 @@
 """Files written whole or not at all, and checks of paths made before any work is done.
 
-    python -c "import files; files.write_text('hello.txt', 'whole or not at all')"
+    python -c "from engine.io import files; files.write_text('hello.txt', 'whole or not at all')"
 """
 
 from __future__ import annotations
