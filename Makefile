@@ -11,7 +11,7 @@ submission: .venv/ready
 	$(PYTHON) run_llama.py --option submission $(if $(ANDREWID),--andrewid "$(ANDREWID)") $(if $(COURSE),--course "$(COURSE)")
 
 results: .venv/ready
-	$(PYTHON) results.py
+	$(PYTHON) -m tasks.results.report
 
 test: .venv/ready-dev
 	$(PYTHON) -m pytest
@@ -24,7 +24,7 @@ bench: .venv/ready-dev
 
 ail861: .venv/ready
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-ail861.txt
-	$(PYTHON) ail861.py --corpus "$(CORPUS)" --valid "$(VALID)" $(AIL861_FLAGS)
+	$(PYTHON) -m tasks.ail861.run --corpus "$(CORPUS)" --valid "$(VALID)" $(AIL861_FLAGS)
 
 .venv/ready: requirements.txt
 	bash setup.sh

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from addition_problems import pair_number, problem_text, read_problems, sample_problems
 from engine.io.files import atomic_path, check_writable
+from tasks.addition.problems import pair_number, problem_text, read_problems, sample_problems
 
 
 def generate_addition_data(n: int, seed: int | None = None, excluded: np.ndarray | None = None) -> list[str]:

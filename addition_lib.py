@@ -7,17 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from addition_problems import problem_text, read_problems
-
-CHARS = list("+0123456789=")
-EQUALS = 12
-IGNORED = -1
-MAX_WORD_LENGTH = 15  # `9999+9999=19998`
+from tasks.addition.problems import CHARS, IGNORED, problem_text, read_problems
 
 
 class CharDataset(Dataset):
@@ -68,21 +62,3 @@ def create_datasets(input_file: str | Path) -> CharDataset:
     """The problems of a file. Raises OSError, or ValueError that names a malformed line."""
     words = problem_text(*read_problems(input_file)).decode("ascii").split("\n")
     return CharDataset(words, CHARS, max(len(word) for word in words))
-
-
-def encode_problems(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Rows x and y of all problems at once, each (n, 16) uint8 and int8: what `CharDataset` gives one by one."""
-    c = a + b
-    x = np.zeros((len(a), MAX_WORD_LENGTH + 1), dtype=np.uint8)
-    for place in range(4):
-        x[:, 1 + place] = a // 10 ** (3 - place) % 10 + 2
-        x[:, 6 + place] = b // 10 ** (3 - place) % 10 + 2
-    x[:, 5], x[:, 10] = 1, EQUALS
-    five = c >= 10000
-    digits = np.stack([c // 10 ** (4 - place) % 10 for place in range(5)], axis=1) + 2
-    x[:, 11:16] = np.where(five[:, None], digits, np.roll(digits, -1, axis=1))
-    x[~five, 15] = 0
-    y = np.zeros_like(x, dtype=np.int8)
-    y[:, :-1] = x[:, 1:]
-    y[~five, 15] = IGNORED
-    return torch.from_numpy(x), torch.from_numpy(y)

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 
-import plots
-from addition_flags import parse_args
-from addition_problems import OPERANDS, problem_text, read_problems
-from addition_setup import TrainingPlan
-from addition_testing import answers, breakdown, exhaustive, is_right, load_adder, parse_prompt
-from addition_training import Problems, evaluate_loss, save_seed, train_one_epoch
-from addition_trial import hold_trial, plan_training
-from cli import carry_out
 from engine.io.files import atomic_path, check_writable, write_text
 from engine.train import run_log
 from llama import Llama
+from tasks import plots
+from tasks.addition.flags import parse_args
+from tasks.addition.plan import TrainingPlan
+from tasks.addition.problems import OPERANDS, problem_text, read_problems
+from tasks.addition.seed_search import hold_trial, plan_training
+from tasks.addition.testing import answers, breakdown, exhaustive, is_right, load_adder, parse_prompt
+from tasks.addition.workload import Problems, evaluate_loss, save_seed, train_one_epoch
+from tasks.cli import carry_out
 from utils import set_up
 
 __all__ = ["evaluate_loss", "main", "prepare", "train_one_epoch"]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama import Llama, load_pretrained
-from sentiment_data import pad
 from tokenizer import AnyTokenizer
+from utils import pad
 
 PAD_ID = 3  # the piece of the zero byte, in the Llama 2 tokenizer and in this project's
 POOLINGS = ("last_token", "last_column")

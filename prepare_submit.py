@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from cli import new_parser
-from submission_files import COURSES, Course, check_andrew_id
+from tasks.cli import new_parser
+from tasks.submission.files import COURSES, Course, check_andrew_id
 
 ROOT = Path(__file__).resolve().parent
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None, run: bool = True) -> int:
     args = parser.parse_args(argv)
     course = COURSES[args.course]
     if args.checklist:
-        from prepare_checklist import print_checklist  # imports torch, as the checks do
+        from tasks.submission.checklist import print_checklist  # imports torch, as the checks do
 
         folder = Path(args.path or ".")
         if args.andrewid is not None or not folder.is_dir():
@@ -56,7 +56,11 @@ def main(argv: list[str] | None = None, run: bool = True) -> int:
 
 
 def _submit(path: Path, andrew_id: str, course: Course, run: bool) -> int:
-    from submission_check import check_zip, make_zip, summary  # imports torch, which bad usage should not wait for
+    from tasks.submission.check import (  # imports torch, which bad usage should not wait for
+        check_zip,
+        make_zip,
+        summary,
+    )
 
     target = Path(f"{andrew_id}.zip") if path.is_dir() else path
     if path.is_dir():

@@ -10,19 +10,19 @@ import os
 import sys
 from collections.abc import Callable
 
-import cli
+from tasks import cli
 
 TASKS = {  # option: module and function that checks everything and returns the work
-    "generate": ("generate", "prepare"),
-    "prompt": ("sentiment", "prepare_prompt"),
-    "finetune": ("sentiment", "prepare_training"),
-    "lora": ("sentiment", "prepare_training"),
-    "tokenizer": ("pretrain", "prepare_tokenizer"),
-    "pretrain": ("pretrain", "prepare"),
-    "vectors": ("vectors", "prepare"),
-    "evaluate": ("evaluate", "prepare"),
+    "generate": ("tasks.generate", "prepare"),
+    "prompt": ("tasks.sentiment.task", "prepare_prompt"),
+    "finetune": ("tasks.sentiment.task", "prepare_training"),
+    "lora": ("tasks.sentiment.task", "prepare_training"),
+    "tokenizer": ("tasks.stories.pretrain", "prepare_tokenizer"),
+    "pretrain": ("tasks.stories.pretrain", "prepare"),
+    "vectors": ("tasks.stories.vectors", "prepare"),
+    "evaluate": ("tasks.stories.evaluate", "prepare"),
     "addition": ("addition_run", "prepare"),
-    "submission": ("submission", "prepare"),
+    "submission": ("tasks.submission.run", "prepare"),
 }
 
 

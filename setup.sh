@@ -56,6 +56,6 @@ if ! modern .venv/bin/python; then
 fi
 install requirements.txt
 if $dev; then install requirements-dev.txt; fi
-.venv/bin/python course_files.py ${course_flags[@]+"${course_flags[@]}"}
+.venv/bin/python -m tasks.course_files ${course_flags[@]+"${course_flags[@]}"}
 touch .venv/ready
 if $dev; then touch .venv/ready-dev; fi

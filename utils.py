@@ -9,10 +9,10 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,3 +84,11 @@ def fastest_threads(work: Callable[[], None], most: int, rounds: int = 5) -> int
             best = number
     torch.set_num_threads(best)
     return best
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """Rows of ids as one tensor (rows, longest), padded on the right."""
+    padded = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.long)
+    for index, ids in enumerate(rows):
+        padded[index, : len(ids)] = torch.as_tensor(ids)
+    return padded

@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from addition_fast import SideBySide
-from addition_flags import build_parser
 from addition_lib import create_datasets
-from addition_problems import problem_text, sample_problems
-from addition_setup import build_trainer, chunk_of
-from addition_testing import CALL, exhaustive
-from addition_training import AdditionWorkload, Problems, train_one_epoch
 from config import LlamaConfig
 from llama import Llama
 from optimizer import AdamW
+from tasks.addition.batched_model import SideBySide
+from tasks.addition.flags import build_parser
+from tasks.addition.plan import build_trainer, chunk_of
+from tasks.addition.problems import problem_text, sample_problems
+from tasks.addition.testing import CALL, exhaustive
+from tasks.addition.workload import AdditionWorkload, Problems, train_one_epoch
 
 SHAPES = {"8/3/2/2": (8, 3, 2, 2), "16/6/4/4": (16, 6, 4, 4)}  # dim / layers / heads / KV heads, as the course's
 ABLATION_16 = {"dim": 8, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 8}

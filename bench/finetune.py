@@ -36,10 +36,11 @@ from engine.train.run_log import RunLog
 from engine.train.trainer import Trainer, TrainSettings
 from llama import Attention, LayerNorm, Llama, load_pretrained
 from optimizer import AdamW
-from sentiment_data import Examples, SentenceBatches, pad, read_examples, read_label_names, tokenise
-from sentiment_report import predict
+from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
+from tasks.sentiment.report import predict
 from tests.oracles import transformers_model
 from tokenizer import AnyTokenizer, load_tokenizer
+from utils import pad
 
 CPU = torch.device("cpu")
 

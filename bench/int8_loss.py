@@ -17,7 +17,7 @@ from tqdm import tqdm
 from engine.decode.cpu_step import KINDS, LeanStep
 from engine.train.losses import IGNORED
 from llama import load_pretrained
-from story_data import read_documents
+from tasks.stories.data import read_documents
 from tokenizer import load_tokenizer
 
 ROWS = 64

@@ -39,7 +39,7 @@ from engine.train.run_log import RunLog
 from engine.train.trainer import Trainer, TrainSettings
 from llama import Llama
 from optimizer import AdamW, decay_groups
-from story_data import StoryBatches, TokenFile, encode_documents, read_documents
+from tasks.stories.data import StoryBatches, TokenFile, encode_documents, read_documents
 from tests.oracles import transformers_model
 from tokenizer import load_tokenizer
 from utils import DTYPES, autocast, check_compiler, compile_methods, set_up

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
-from sentiment_data import read_examples, read_label_names
+from tasks.sentiment.data import read_examples, read_label_names
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from config import LlamaConfig
-from submission_files import BEST, DATA_SETS, DOCUMENTS, GENERATED, METHODS, MODELS, SUPPORT
+from tasks.submission.files import BEST, DATA_SETS, DOCUMENTS, GENERATED, METHODS, MODELS, SUPPORT
 from tests.tiny import ROOT, write_tiny_checkpoint
 
 NAMES = {"sst": ["awful", "bad", "average", "good", "excellent"], "cfimdb": ["bad", "good"]}

@@ -11,7 +11,7 @@ from engine.io.word_tokenizer import word_vocabulary
 from engine.train.losses import cross_entropy
 from engine.train.trainer import update
 from llama import Llama
-from story_data import StoryBatches, encode_documents
+from tasks.stories.data import StoryBatches, encode_documents
 from tests.tiny import stories
 from tokenizer import load_tokenizer
 

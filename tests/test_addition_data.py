@@ -9,10 +9,20 @@ import pytest
 import torch
 
 import addition_data_generation
-import addition_problems
 from addition_data_generation import generate_addition_data, generate_dataset
-from addition_lib import CHARS, CharDataset, create_datasets, encode_problems
-from addition_problems import HIGH, LOW, PAIRS, pair_number, pair_of, problem_text, read_problems, sample_problems
+from addition_lib import CHARS, CharDataset, create_datasets
+from tasks.addition import problems as addition_problems
+from tasks.addition.problems import (
+    HIGH,
+    LOW,
+    PAIRS,
+    encode_problems,
+    pair_number,
+    pair_of,
+    problem_text,
+    read_problems,
+    sample_problems,
+)
 from tests.tiny import ROOT
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from addition_fast import SideBySide, answer_targets, counted, problem_tokens
-from addition_lib import encode_problems
-from addition_problems import sample_problems
-from addition_training import AdditionWorkload, Problems, summed_losses, travelling
 from config import LlamaConfig
 from llama import Llama
 from optimizer import AdamW
+from tasks.addition.batched_model import SideBySide, answer_targets, counted, problem_tokens
+from tasks.addition.problems import encode_problems, sample_problems
+from tasks.addition.workload import AdditionWorkload, Problems, summed_losses, travelling
 
 CONFIGS = {
     "course": {"dim": 8, "n_layers": 3, "n_heads": 2, "n_kv_heads": 2},

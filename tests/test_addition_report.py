@@ -6,13 +6,13 @@ import json
 
 import torch
 
-import addition_report
-from addition_fast import POSITIONS
-from addition_problems import sample_problems
-from addition_testing import load_adder
 from config import LlamaConfig
 from engine.io.checkpoint import save_checkpoint
 from llama import Llama
+from tasks.addition import report as addition_report
+from tasks.addition.batched_model import POSITIONS
+from tasks.addition.problems import sample_problems
+from tasks.addition.testing import load_adder
 from tests.tiny import ROOT
 
 

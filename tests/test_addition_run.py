@@ -10,13 +10,13 @@ import torch
 
 import addition_run
 import run_llama
-from addition_lib import create_datasets, encode_problems
-from addition_problems import pair_number, read_problems
+from addition_lib import create_datasets
 from addition_run import evaluate_loss, train_one_epoch
 from config import LlamaConfig
 from engine.io.checkpoint import load_plain, read_checkpoint, save_checkpoint
 from engine.train.run_log import read
 from llama import Llama
+from tasks.addition.problems import encode_problems, pair_number, read_problems
 from tests.tiny import ROOT
 
 CPU = torch.device("cpu")

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import addition_testing
-from addition_fast import SideBySide
-from addition_lib import CHARS, CharDataset, encode_problems
-from addition_problems import sample_problems
-from addition_testing import (
+from addition_lib import CHARS, CharDataset
+from config import LlamaConfig
+from llama import Llama
+from tasks.addition import testing as addition_testing
+from tasks.addition.batched_model import SideBySide
+from tasks.addition.problems import encode_problems, sample_problems
+from tasks.addition.testing import (
     answers,
     breakdown,
     carries,
@@ -20,9 +22,7 @@ from addition_testing import (
     parse_prompt,
     smallest_margins,
 )
-from addition_training import Problems
-from config import LlamaConfig
-from llama import Llama
+from tasks.addition.workload import Problems
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import shlex
 
 import pytest
 
-import ail861
-import cli
+from tasks import cli
+from tasks.ail861 import run as ail861
 from tests.tiny import write_corpus
 
 MODEL = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import prepare_submit
-from prepare_checklist import Place, look
-from submission_files import BEST, COURSES, MODELS
+from tasks.submission.checklist import Place, look
+from tasks.submission.files import BEST, COURSES, MODELS
 from tests.submission_project import write_project
 from tests.tiny import ROOT
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier, real_lengths
-from classifier_checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
 from engine.io.checkpoint import CheckpointError, load_plain
 from llama import Llama, from_checkpoint
 from lora import apply_lora, get_lora_optimizer_params, merge_lora_weights
-from sentiment_data import pad, prompt_suffix
+from tasks.sentiment.checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
+from tasks.sentiment.data import prompt_suffix
 from tests.tiny import CONFIG, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
+from utils import pad
 
 NAMES = ["awful", "quite bad", "excellent"]
 SENTENCES = ["Fine.", "A long and winding film about a dog, a boat and the sea.", "It was dull, I thought.", "No!"]

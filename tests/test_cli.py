@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-import cli
 import run_llama
+from tasks import cli
 from tests.tiny import ROOT, write_tiny_checkpoint
 
 COURSE_DEFAULTS = {
@@ -43,7 +43,7 @@ def test_help_answers_at_once_and_without_torch():
     )
     assert time.perf_counter() - started < 2.0  # 0.02 s when nothing else runs
     assert all(f"--{name}" in shown.stdout for name in ("option", "top_p", "corpus"))
-    loaded = "import sys, cli; sys.exit('torch' in sys.modules)"
+    loaded = "import sys, tasks.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
 
 

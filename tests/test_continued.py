@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate
 import run_llama
 from config import LlamaConfig
 from engine.io.checkpoint import bin_order, read_checkpoint, save_checkpoint
 from engine.train import run_log
 from llama import Llama, from_checkpoint, load_pretrained
-from story_data import read_documents, split_documents
+from tasks.stories import evaluate
+from tasks.stories.data import read_documents, split_documents
 from tests.tiny import ROOT, TOKENIZER, write_corpus, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 

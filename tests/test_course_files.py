@@ -9,7 +9,7 @@ import urllib.error
 
 import pytest
 
-import course_files
+from tasks import course_files
 from tests.tiny import ROOT
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate
-import evaluate_stories
 import run_llama
-from attention_maps import attention_weights
 from config import LlamaConfig
 from engine.io.checkpoint import save_checkpoint
 from engine.io.word_tokenizer import word_vocabulary
 from llama import Llama
+from tasks.attention_maps import attention_weights
+from tasks.stories import continuations as evaluate_stories
+from tasks.stories import evaluate
 from tests.golden import numpy_llama
 from tests.oracles import numpy_weights, random_llama
 from tests.tiny import stories, write_corpus

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-import generate
 import run_llama
 import utils
 from engine.decode.sampling import Sampler
+from tasks import generate
 from tests.tiny import CONFIG, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cli
 import run_llama
 from engine.io.checkpoint import load_plain
 from engine.model.masks import counted
 from engine.train import run_log
 from engine.train.losses import IGNORED, token_nll
-from packing import PackedBatches, best_fit
-from story_data import StoryBatches
+from tasks import cli
+from tasks.stories.data import StoryBatches
+from tasks.stories.packing import PackedBatches, best_fit
 from tests.oracles import random_llama
 from tests.test_story_data import token_file
 from tests.tiny import TOKENIZER, write_corpus

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-import evaluate
 import run_llama
 from engine.io.checkpoint import read_checkpoint
 from engine.train import run_log
 from llama import from_checkpoint
+from tasks.stories import evaluate
 from tests.tiny import CLOCKS, CONFIG, TOKENIZER, stories, write_corpus, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 

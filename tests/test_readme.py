@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import addition_flags
-import cli
+from tasks import cli
+from tasks.addition import flags as addition_flags
 from tests.tiny import ROOT
 
 PAGES = ["README.md", "structure.md", "checklist.md"]

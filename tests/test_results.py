@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import results
-from results_sources import Figure, confusion, gather, mean_of, option_of
+from tasks.results import report as results
+from tasks.results.sources import Figure, confusion, gather, mean_of, option_of
 from tests.submission_project import write_project
 
 RUNS = {

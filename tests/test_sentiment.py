@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
 import run_llama
-from classifier_checkpoint import load_classifier
 from engine.io.checkpoint import load_plain
 from engine.train import run_log
+from tasks import cli
+from tasks.sentiment.checkpoint import load_classifier
 from tests.tiny import CLOCKS, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 

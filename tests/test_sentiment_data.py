@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentiment_data import (
+from tasks.sentiment.data import (
     Examples,
     SentenceBatches,
     content_free_ids,
-    pad,
     prompt_suffix,
     read_examples,
     read_label_names,
@@ -21,6 +20,7 @@ from sentiment_data import (
 )
 from tests.tiny import ROOT, TOKENIZER
 from tokenizer import load_tokenizer
+from utils import pad
 
 
 def written(tmp_path, text: str | bytes):

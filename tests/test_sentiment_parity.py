@@ -17,7 +17,7 @@ from engine.io.checkpoint import save_checkpoint
 from engine.train import run_log
 from llama import Llama
 from lora import apply_lora, lora_layers
-from sentiment_data import SentenceBatches, read_examples, tokenise
+from tasks.sentiment.data import SentenceBatches, read_examples, tokenise
 from tests.oracles import RENAMED, transformers_model
 from tests.tiny import CONFIG, ROOT, TOKENIZER
 from tokenizer import load_tokenizer

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.train.losses import IGNORED, token_nll
-from story_data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
+from tasks.stories.data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tests.oracles import random_llama
 from tests.tiny import TOKENIZER, stories, write_corpus
 from tokenizer import load_tokenizer

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import pretrained
 import run_llama
-import submission
-from submission_check import make_zip, run_checks
-from submission_files import BEST, COURSES, GENERATED, MODELS, TRAINED, steps
-from submission_zip import collect, unpack, write_zip
+from tasks import pretrained
+from tasks.submission import run as submission
+from tasks.submission.check import make_zip, run_checks
+from tasks.submission.files import BEST, COURSES, GENERATED, MODELS, TRAINED, steps
+from tasks.submission.zip_file import collect, unpack, write_zip
 from tests.submission_project import write_project
 from tests.tiny import write_tiny_checkpoint
 
@@ -191,8 +191,8 @@ def test_a_bad_submission_is_not_written(project, child, capsys):
 
 
 def test_every_command_of_the_courses_parses():
-    import addition_flags
-    import cli
+    from tasks import cli
+    from tasks.addition import flags as addition_flags
 
     for course in COURSES.values():
         for step in steps(course):
@@ -218,8 +218,8 @@ def test_unpacked_alone_the_checks_pass_and_generate_says_what_it_lacks(project,
 
 
 def test_a_module_that_is_not_there_and_a_failing_check_are_told(project):
-    (project / "losses.py").unlink()
+    (project / "engine" / "train" / "losses.py").unlink()
     (project / "rope.py").write_text((project / "rope.py").read_text().replace("cos", "sin"))
     problems = "\n".join(run_checks(project, lambda text: None))
-    assert "trainer.py cannot be imported" in problems or "pretrain.py cannot be imported" in problems
-    assert "No module named 'losses'" in problems and "python rope_test.py fails" in problems
+    assert "tasks.stories.pretrain cannot be imported" in problems
+    assert "engine.train.losses" in problems and "python rope_test.py fails" in problems

@@ -12,9 +12,9 @@ import run_llama
 from config import LlamaConfig
 from engine.io.checkpoint import load_plain, read_checkpoint
 from engine.train.muon import muon_groups
-from fasttext_vectors import fill_embeddings, read_vectors
 from llama import Llama
 from optimizer import decay_groups
+from tasks.stories.fasttext import fill_embeddings, read_vectors
 from tests.tiny import TOKENIZER, write_corpus
 from tokenizer import load_tokenizer
 

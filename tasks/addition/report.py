@@ -1,0 +1,144 @@
+"""The adders side by side: a table of all tested models in a folder, accuracy against parameters as a figure, and
+what the heads of one of them look at and what becomes of its digits without each.
+
+    python -m tasks.addition.report --models addition_models --out docs/addition_accuracy.png
+    python -m tasks.addition.report --heads_of addition_models/best_model/best_model.pth --out docs/addition_heads.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.io.files import check_writable
+from engine.train.run_log import examples_seen
+from llama import Llama
+from tasks import plots
+from tasks.addition.batched_model import answer_targets, problem_tokens
+from tasks.addition.problems import sample_problems
+from tasks.addition.testing import load_adder
+from tasks.addition.workload import answer_logits
+from tasks.attention_maps import attention_weights
+
+PUBLIC = [  # parameters and accuracy on the course's test that public solutions of the course report
+    (3_288, 1.0), (16_880, 1.0), (25_312, 1.0), (134_880, 1.0), (25_200, 1.0), (25_200, 0.085), (1_176, 0.022),
+    (28_560, 0.70),
+]  # fmt: skip
+POSITION_NAMES = ("start", "a3", "a2", "a1", "a0", "+", "b3", "b2", "b1", "b0", "=", "c4", "c3", "c2", "c1", "c0")
+LOOKED_AT = 200  # problems whose attention is averaged
+
+
+def read_models(folder: Path) -> list[dict]:
+    """What `addition_run.py test` and `train` wrote of every model, the smallest first. Raises ValueError for none."""
+    found = []
+    for path in sorted(folder.glob("*/experiment_summary.json")):
+        summary = json.loads(path.read_text("utf-8"))
+        training, model = summary["train_config"], summary["model_config"]
+        result = training.get("result", {})
+        at_the_end = result.get("seed_accuracies_at_the_end", [])
+        trial = result.get("trial", {})
+        tried = training.get("trial_seeds") or len(at_the_end)
+        found.append({
+            "name": path.parent.name,
+            "parameters": summary["num_params"],
+            "shape": f"{model['dim']}/{model['n_layers']}/{model['n_heads']}/{model['n_kv_heads']}",
+            "examples": examples_seen(training),
+            "minutes": round(result.get("minutes", 0) + trial.get("minutes", 0), 2),
+            "seeds": f"{sum(accuracy == 1 for accuracy in at_the_end)} of {tried}",
+            "accuracy": summary["accuracy"],
+            "wrong_of_81_million": summary.get("exhaustive", {}).get("wrong"),
+        })  # fmt: skip
+    if not found:
+        raise ValueError(f"{folder} holds no tested model: run addition_run.py test first")
+    return sorted(found, key=lambda model: (model["parameters"], -model["accuracy"]))
+
+
+def table(models: list[dict]) -> str:
+    """A Markdown table, one model a line."""
+    names = list(models[0])
+    rows = [[_cell(model[name]) for name in names] for model in models]
+    heads = [name.replace("_", " ") for name in names]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(names), *rows])
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def draw_heads(checkpoint: Path, out: Path) -> None:
+    """Prints `digits_without` each head; draws its attention, the mean over `LOOKED_AT` sums of five digits, as heat.
+
+    Positions bear the names of their digits: a3 is the thousands of a, c0 the units of the answer.
+    """
+    model = load_adder(checkpoint, torch.device("cpu"))
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(20 * LOOKED_AT, 0))
+    long = a + b >= 10000
+    a, b = a[long], b[long]
+    rows = problem_tokens(a[:LOOKED_AT], b[:LOOKED_AT]).T
+    maps = torch.stack([attention_weights(model, row) for row in rows]).mean(dim=0)
+    plots.attention_maps(maps.tolist(), POSITION_NAMES, out)
+    for layer in range(model.config.n_layers):
+        for head in range(model.config.n_heads):
+            alone, carried, short = digits_without(model, layer, head, a, b)
+            print(
+                f"layer {layer + 1}, head {head + 1} off: digits right where no carry comes in {alone:.3f}, "
+                f"where one does {carried:.3f}, there one too small {short:.3f}"
+            )
+
+
+@torch.no_grad()
+def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    """What the answers lose with one head switched off (its columns of the output matrix put to zero, then back).
+
+    Over the digits c3, c2 and c1 of sums a + b of five digits, a and b each (batch,) int64: the share that is right
+    where no carry comes in, the share that is right where one does, and there the share that is one too small.
+    """
+    weight, size = model.layers[layer].attention.compute_output.weight, model.config.head_dim
+    columns = weight[:, head * size : (head + 1) * size]
+    kept = columns.clone()
+    columns.zero_()
+    given = answer_logits(model, a, b)[0].argmax(dim=0)[1:4]  # (3, batch)
+    columns.copy_(kept)
+    short = (answer_targets(problem_tokens(a, b))[1:4] - given) % 10
+    carried = torch.stack([(a % 10**place + b % 10**place) >= 10**place for place in (3, 2, 1)])
+    right = short == 0
+    found = right[~carried], right[carried], short[carried] == 1
+    return tuple(part.double().mean().item() for part in found)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table and writes the figure; bad input ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", default="addition_models", help="folder of the models' folders")
+    parser.add_argument("--heads_of", metavar="CHECKPOINT", help="draw what the heads of this model look at instead")
+    parser.add_argument("--out", help="figure to write (PNG)")
+    args = parser.parse_args(argv)
+    try:
+        out = check_writable(args.out) if args.out else None
+        if args.heads_of is None:
+            _report(read_models(Path(args.models)), out)
+        elif out is None:
+            raise ValueError("--heads_of draws a figure: name its file by --out")
+        else:
+            draw_heads(Path(args.heads_of), out)
+    except (ValueError, OSError) as error:
+        print(f"addition_report.py: {error}", file=sys.stderr)
+        return 2
+    if out is not None:
+        print(f"wrote {out}")
+    return 0
+
+
+def _report(models: list[dict], out: Path | None) -> None:
+    print(table(models))
+    if out is not None:
+        plots.accuracy_by_parameters([(model["parameters"], model["accuracy"]) for model in models], PUBLIC, out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""How an adder is tested: greedy answers, what was wrong and where, and all 81 million problems at once.
+
+    python addition_run.py test --checkpoint addition_models/best_model/best_model.pth --exhaustive
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.decode import loop as decoding
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import CheckpointError, read_checkpoint
+from llama import Llama, from_checkpoint
+from tasks.addition.batched_model import POSITIONS, SideBySide, answer_targets, counted, one_hot, problem_tokens
+from tasks.addition.problems import CHARS, HIGH, LOW, OPERANDS
+from tasks.addition.workload import Problems, answer_logits
+
+END = 0
+VOCABULARY = len(CHARS) + 1
+PROMPT = re.compile(r"([1-9][0-9]{3})\+([1-9][0-9]{3})=?")
+NEAR = 1e-3  # logits closer than this are asked again of the shared model
+CALL = 512  # problems a call in the exhaustive test; activations of more leave the processor's cache
+
+
+def load_adder(path: str | Path, device: torch.device) -> Llama:
+    """The model of a checkpoint, in evaluation mode. Raises OSError, or ValueError if it is no adder."""
+    found = read_checkpoint(path)
+    if found.config.vocab_size != VOCABULARY:
+        raise CheckpointError(f"{path} has a vocabulary of {found.config.vocab_size}; an adder's is {VOCABULARY}")
+    if found.config.max_seq_len < POSITIONS:
+        raise CheckpointError(f"{path} has {found.config.max_seq_len} positions; an adder needs {POSITIONS}")
+    return from_checkpoint(found).to(device)
+
+
+def parse_prompt(text: str) -> tuple[int, int]:
+    """The operands of `a+b=`. Raises ValueError for anything but two operands of four digits."""
+    matched = PROMPT.fullmatch(text.replace(" ", ""))
+    if matched is None:
+        raise ValueError(f"not a question of the form 1234+5678=, operands from {LOW} to {HIGH}: {text[:40]!r}")
+    return int(matched[1]), int(matched[2])
+
+
+def answers(model: Llama, problems: Problems, max_new_tokens: int = 10, batch: int = 2500) -> list[str]:
+    """Each problem with the model's greedy answer, `a+b=c`, cut at the end token. A bar shows the progress."""
+    texts, itos = [], ["", *CHARS]
+    bar = tqdm(total=len(problems), desc="answering", unit="problem", disable=len(problems) <= batch)
+    for places in torch.arange(len(problems)).split(batch):
+        questions = [f"{a}+{b}=" for a, b in zip(problems.a[places].tolist(), problems.b[places].tolist(), strict=True)]
+        prompts = [[END, *(itos.index(char) for char in question)] for question in questions]
+        steps = list(decoding.stream(model, prompts, max_new_tokens, Sampler(0.0), eos_id=END))
+        for question, new in zip(questions, torch.stack(steps, dim=1).tolist(), strict=True):
+            kept = new[: new.index(END)] if END in new else new
+            texts.append(question + "".join(itos[token] for token in kept))
+        bar.update(len(places))
+    bar.close()
+    return texts
+
+
+def is_right(text: str) -> bool:
+    """Whether `a+b=c` holds, c written without a leading zero and nothing after it."""
+    question, _, answer = text.partition("=")
+    a, b = question.split("+")
+    return answer == str(int(a) + int(b))
+
+
+def carries(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many of the four columns carry, (n,)."""
+    return sum((a % 10**place + b % 10**place >= 10**place).astype(np.int64) for place in (1, 2, 3, 4))
+
+
+def breakdown(problems: Problems, right: list[bool]) -> dict[str, dict[str, str]]:
+    """Right of asked, by the number of carries and by the digits of the answer."""
+    a, b = problems.a.numpy().astype(np.int64), problems.b.numpy().astype(np.int64)
+    kinds = {"carries": carries(a, b), "digits_of_the_answer": np.where(a + b >= 10000, 5, 4)}
+    found = {}
+    for name, values in kinds.items():
+        asked = Counter(values.tolist())
+        won = Counter(values[np.array(right, dtype=bool)].tolist())
+        found[name] = {str(value): f"{won[value]:,} of {asked[value]:,}" for value in sorted(asked)}
+    return found
+
+
+@torch.no_grad()
+def exhaustive(
+    model: Llama, compile_forward: bool = True, part: range = range(OPERANDS**2), near: float = NEAR
+) -> list[str]:
+    """Asks all ordered problems, or those numbered by `part` from 1000+1000, 1000+1001 on; returns the wrong.
+
+    Greedy decoding is right just where every argmax after the right digits is, so one pass over question and answer
+    decides a problem. Where the right logit does not lead by `near`, the shared model's own greedy answer decides:
+    a wrong one is returned as `a+b=answer`.
+    """
+    fast = SideBySide([model])
+    device = fast.rope_cos.device
+    margins_of = _compiled(fast, device) if compile_forward else smallest_margins
+    doubtful = []
+    with tqdm(total=len(part), desc="all problems", unit="problem", unit_scale=True, mininterval=2) as bar:
+        for start in range(part.start, part.stop, CALL):
+            a, b = ordered_problems(start, part.stop, device)
+            doubt = margins_of(fast, a, b) < near
+            if doubt.any():
+                doubtful.append(torch.stack([a[doubt], b[doubt]]).cpu())
+            bar.update(min(CALL, part.stop - start))
+    if not doubtful:
+        return []
+    asked = Problems.of(*torch.cat(doubtful, dim=1).unique(dim=1).numpy())
+    return [text for text in answers(model, asked) if not is_right(text)]
+
+
+def ordered_problems(start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Operands of the problems numbered from `start`, each (CALL,) int64; past `stop` the last one again."""
+    number = torch.arange(start, start + CALL, device=device).clamp(max=stop - 1)
+    return LOW + number // OPERANDS, LOW + number % OPERANDS
+
+
+def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
+    """By how much the right token's logit leads the best other one at the answer's weakest position, (batch,)."""
+    tokens = problem_tokens(a, b)
+    logits = answer_logits(fast, a, b)[0]  # (vocab, 6, batch)
+    chosen = one_hot(answer_targets(tokens), len(logits), torch.bool)
+    lead = (logits * chosen).sum(dim=0) - logits.masked_fill(chosen, -torch.inf).amax(dim=0)
+    return torch.where(counted(tokens), lead, torch.inf).amin(dim=0)
+
+
+def _compiled(fast: SideBySide, device: torch.device) -> Callable[[SideBySide, Tensor, Tensor], Tensor]:
+    compiled = torch.compile(smallest_margins, dynamic=False)
+    try:
+        compiled(fast, *ordered_problems(0, CALL, device))
+    except Exception as error:  # whatever a machine without a compiler raises
+        print(f"the test is not compiled here and runs slower ({type(error).__name__})")
+        return smallest_margins
+    return compiled

@@ -1,0 +1,266 @@
+"""Addition as a workload of the trainer: problems as tensors, the loss on the answer alone, dev loss and accuracy.
+
+    python addition_run.py train --epochs 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.io.checkpoint import save_checkpoint
+from engine.train.trainer import update
+from llama import Llama
+from tasks.addition.batched_model import (
+    ANSWER,
+    FIRST,
+    SideBySide,
+    answer_targets,
+    counted,
+    problem_tokens,
+    token_losses,
+)
+from tasks.addition.problems import EQUALS, IGNORED, pair_number
+
+Model = SideBySide | Llama
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Operands a and b, each (n,) int16 on the CPU."""
+
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def of(cls, a: np.ndarray, b: np.ndarray) -> Problems:
+        """From the operands as `addition_problems` gives them."""
+        return cls(torch.from_numpy(a.astype(np.int16)), torch.from_numpy(b.astype(np.int16)))
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def numbers(self) -> np.ndarray:
+        """The pair numbers, (n,) int64."""
+        return pair_number(self.a.numpy().astype(np.int64), self.b.numpy().astype(np.int64))
+
+    def rows(self, index: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Operands at these places as (size,) int64, filled up with 1000+1000, and their weights: 1, and 0 there.
+
+        One size for all batches, so that a step is compiled once.
+        """
+        operands = []
+        for numbers in (self.a, self.b):
+            row = torch.full((size,), 1000)
+            row[: len(index)] = numbers[index]
+            operands.append(row.to(device))
+        weights = (torch.arange(size) < len(index)).float()
+        return operands[0], operands[1], weights.to(device)
+
+
+class Batches(Sequence):
+    """The places of an epoch's problems in chunks: item i is (size,) int64, the last one maybe shorter."""
+
+    def __init__(self, order: Tensor, size: int):
+        self.order, self.size = order, size
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self.order[place * self.size : (place + 1) * self.size].long()
+
+
+class AdditionWorkload:
+    """Trains on `training` for `epochs` and measures on `dev`, `chunk` problems at a time.
+
+    No more than `most_examples` are seen: the last epoch ends where they are spent. `model` is `SideBySide`, or a
+    plain `Llama`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        training: Problems,
+        dev: Problems,
+        chunk: int,
+        epochs: int,
+        most_examples: int,
+        seed: int,
+        stop_when_perfect: bool = False,
+        nines: float = 0.0,
+    ):
+        self.training, self.dev, self.chunk, self.seed = training, dev, chunk, seed
+        self.last_epoch = epochs - 1
+        self.surplus = max(0, epochs * len(training) - most_examples)
+        self.stop_when_perfect, self.config = stop_when_perfect, model.config
+        self.nines, self.travelling = nines, travelling(training) if nines else []
+        self.device = next(model.parameters()).device
+        self.losses_of, self.measured_of = summed_losses, measured
+        self._drawn: tuple[int, Tensor] | None = None
+        self.best_seed = 0
+
+    def compile_step(self, model: Model) -> None:
+        """Compiles the step for `model`; where that cannot be done it runs as it is, which one line tells."""
+        sample = self.training.rows(torch.arange(0), self.chunk, self.device)
+        compiled = torch.compile(summed_losses, dynamic=False), torch.compile(measured, dynamic=False)
+        try:
+            compiled[0](model, *sample).sum().backward()
+        except Exception as error:  # whatever a machine without a compiler raises
+            print(f"the step is not compiled here and runs slower ({type(error).__name__})")
+            return
+        finally:
+            model.zero_grad(set_to_none=True)
+        self.losses_of, self.measured_of = compiled
+
+    def epoch(self, epoch: int) -> Batches:
+        """All training problems in an order of the epoch's own."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
+            order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
+            self._drawn = epoch, self._with_nines(order, generator)
+        kept = len(self.training) - (self.surplus if epoch == self.last_epoch else 0)
+        return Batches(self._drawn[1][:kept], self.chunk)
+
+    def _with_nines(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """A share `nines` of the order's places is drawn from the groups of `travelling`, each group as likely."""
+        if not self.travelling:
+            return order
+        replaced = torch.rand(len(order), generator=generator) < self.nines
+        group = torch.randint(len(self.travelling), (len(order),), generator=generator)
+        for index, places in enumerate(self.travelling):
+            mine = replaced & (group == index)
+            order[mine] = places[torch.randint(len(places), (int(mine.sum()),), generator=generator)]
+        return order
+
+    def count(self, batch: Tensor) -> int:
+        """Digits of the answers and their ends."""
+        carried = self.training.a[batch] + self.training.b[batch] >= 10000
+        return (ANSWER - 1) * len(batch) + int(carried.sum())
+
+    def loss(self, model: Model, batch: Tensor) -> Tensor:
+        """Summed cross-entropy, in nats: of several seeds the mean as a value, but the gradient of their sum.
+
+        Each seed then learns as it would alone.
+        """
+        losses = self.losses_of(model, *self.training.rows(batch, self.chunk, self.device))
+        total = losses.sum()
+        return total + (losses.mean() - total).detach()
+
+    def evaluate(self, model: Model) -> dict[str, float | list[float] | bool]:
+        """Dev loss a token and share of right answers of every seed; the best seed's decide.
+
+        Best is one without a mistake, and among equals the one of the least loss.
+        """
+        losses, right = measure(model, self.dev, self.measured_of)
+        accuracies = [count / len(self.dev) for count in right]
+        scores = [
+            1 / (1 + loss) if count == len(self.dev) else -loss for loss, count in zip(losses, right, strict=True)
+        ]
+        self.best_seed = max(range(len(scores)), key=scores.__getitem__)
+        found = {"held_out_loss": losses[self.best_seed], "accuracy": accuracies[self.best_seed]}
+        if len(scores) > 1:
+            found |= {"seed_losses": [round(loss, 6) for loss in losses], "seed_accuracies": accuracies}
+        done = self.stop_when_perfect and max(right) == len(self.dev)
+        return found | {"best_seed": self.best_seed, "score": max(scores), "done": done}
+
+    def save_best(self, model: Model, path: Path) -> None:
+        """The best seed's model, as `best_model.pth` in the trainer's folder."""
+        save_seed(model, self.best_seed, path.with_name("best_model.pth"))
+
+
+def travelling(problems: Problems) -> list[Tensor]:
+    """The places of problems of which one, two and three lower columns sum to nine: a carry travels through these.
+
+    Each (places,) int32; a group without a problem is left out.
+    """
+    a, b = problems.a, problems.b
+    columns = sum((a // place % 10 + b // place % 10 == 9).int() for place in (1, 10, 100))
+    groups = [torch.nonzero(columns == count)[:, 0].int() for count in (1, 2, 3)]
+    return [group for group in groups if len(group)]
+
+
+def save_seed(model: Model, seed: int, path: Path) -> None:
+    """Writes one seed's model as an ordinary checkpoint."""
+    state = model.state_of(seed) if isinstance(model, SideBySide) else model.state_dict()
+    save_checkpoint(path, model.config, state)
+
+
+def answer_logits(model: Model, a: Tensor, b: Tensor) -> Tensor:
+    """Logits at the answer's positions, (seeds or 1, vocab_size, 6, batch), the right digits standing before each."""
+    if isinstance(model, SideBySide):
+        return model(a, b)
+    hidden = model.hidden_states(problem_tokens(a, b).T)[:, FIRST:]  # (batch, 6, dim)
+    return model.output(hidden).permute(2, 1, 0)[None]
+
+
+def summed_losses(model: Model, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Summed cross-entropy of the answers, (seeds or 1,); `weights` (batch,) is 0 for a problem to leave out."""
+    return (token_losses(answer_logits(model, a, b), problem_tokens(a, b)) * weights).sum(dim=(1, 2))
+
+
+def measured(model: Model, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed losses and number of right answers, each (seeds or 1,).
+
+    Greedy decoding is right just where every argmax after the right digits is.
+    """
+    logits, tokens = answer_logits(model, a, b), problem_tokens(a, b)
+    losses = (token_losses(logits, tokens) * weights).sum(dim=(1, 2))
+    right = (logits.argmax(dim=1) == answer_targets(tokens)) | ~counted(tokens)
+    return losses, (right.all(dim=1) * weights).sum(dim=1)
+
+
+@torch.no_grad()
+def measure(model: Model, problems: Problems, measured_of: Callable = measured) -> tuple[list[float], list[int]]:
+    """Loss a target and number of right answers of every seed, over all problems."""
+    device = next(model.parameters()).device
+    losses = right = 0
+    for places in torch.arange(len(problems)).split(EVALUATION_BATCH):
+        found = measured_of(model, *problems.rows(places, EVALUATION_BATCH, device))
+        losses, right = losses + found[0].double(), right + found[1].double()
+    targets = (ANSWER - 1) * len(problems) + int((problems.a + problems.b >= 10000).sum())
+    return (losses / targets).tolist(), [int(count) for count in right.tolist()]
+
+
+def train_one_epoch(model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, device) -> float:
+    """The course's epoch: one update a batch (x, y) of the loader; returns the mean of the batches' losses."""
+    totals = [
+        update(model, optimizer, [(x.to(device), answers_only(x, y).to(device))], _count, _summed_loss)[0]
+        for x, y in loader
+    ]
+    return sum(totals) / len(totals)
+
+
+@torch.no_grad()
+def evaluate_loss(model: nn.Module, loader: Iterable, device) -> float:
+    """The mean over the loader's batches of the loss a target, in evaluation mode."""
+    model.eval()
+    batches = ((x.to(device), answers_only(x, y).to(device)) for x, y in loader)
+    losses = [(_summed_loss(model, batch) / _count(batch)).item() for batch in batches]
+    return sum(losses) / len(losses)
+
+
+def answers_only(x: Tensor, y: Tensor) -> Tensor:
+    """The targets y (batch, seqlen) after `=`, that is the answer and its end; −1 in place of all before."""
+    return torch.where((x == EQUALS).cumsum(dim=1) > 0, y, IGNORED)
+
+
+def _count(batch: tuple[Tensor, Tensor]) -> int:
+    return int((batch[1] != IGNORED).sum())
+
+
+def _summed_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, targets = batch
+    logits, _ = model(x, targets)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")

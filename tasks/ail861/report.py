@@ -1,0 +1,184 @@
+"""Tables and figures of the AIL861 run, from the logs and results that its steps left.
+
+    python -m tasks.ail861.run --corpus train.txt --valid valid.txt
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+from engine.io.checkpoint import load_plain
+from engine.io.files import write_text
+from engine.io.word_tokenizer import SPECIAL
+from engine.train import run_log
+from tasks import plots
+
+STARTS = {"fasttext": "FastText, trained on", "frozen": "FastText, frozen", "random": "random"}
+SMOOTHED = 50  # steps
+CLOCKS = {"cpu": "processor_seconds", "cuda": "seconds"}  # on a CPU other processes must not count
+
+
+def write_report(work: Path, out: Path, size: str, device: str) -> dict:
+    """Writes results.json, tables.md and the figures into `out`; returns the results.
+
+    `device` ("cpu" or "cuda") says by which clock seconds are told.
+    """
+    clock = CLOCKS[device]
+    results = {"size": size, "torch": torch.__version__, "machine": platform.machine(), "device": device}
+    results |= {"data": _data(work), "training": _training(work, clock), "evaluation": _evaluation(work)}
+    results |= {"accumulation": _accumulation(work, clock), "checkpointing": _checkpointing(work, clock)}
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(out / "tables.md", _tables(results))
+    _figures(work, out, results)
+    for path in sorted((work / "evaluate").glob("attention-*.png")):
+        shutil.copyfile(path, out / path.name)
+    shutil.copyfile(work / "evaluate" / "continuations.json", out / "continuations.json")
+    return results
+
+
+def _data(work: Path) -> dict:
+    words = json.loads((work / "words.json").read_text(encoding="utf-8"))["words"]
+    config = load_plain(work / "measured" / "best.pt")["config"]
+    return {"vocabulary": len(words), "words": len(words) - len(SPECIAL), "config": config}
+
+
+def _measured(work: Path, name: str) -> list[dict]:
+    return [record for record in run_log.read(work / name / "log.jsonl") if "held_out_loss" in record]
+
+
+def _training(work: Path, clock: str) -> dict:
+    """Best validation perplexity of the measured model, and of each start (rows of 64 words, seen from their start)."""
+    found = {}
+    for name, label in {"measured": "the measured model", **STARTS}.items():
+        records = _measured(work, name)
+        best = max(records, key=lambda record: record["score"])
+        found[label] = {
+            "steps": records[-1]["step"], "words": records[-1]["targets"], "minutes": round(records[-1][clock] / 60, 1),
+            "validation_perplexity": round(best["validation_perplexity"], 3),
+        }  # fmt: skip
+    return found
+
+
+def _evaluation(work: Path) -> dict:
+    return json.loads((work / "evaluate" / "evaluate.json").read_text(encoding="utf-8"))
+
+
+def _accumulation(work: Path, clock: str) -> dict:
+    found = {}
+    folders = [path for path in work.glob("accumulation-*") if path.is_dir()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1])):
+        last = _measured(work, folder.name)[-1]
+        row = {"steps": last["step"], "seconds_per_epoch": round(last[clock], 1)}
+        found[folder.name.split("-")[1]] = row | {"held_out_loss": round(last["held_out_loss"], 4)}
+    return found
+
+
+def _checkpointing(work: Path, clock: str) -> dict:
+    """An epoch with and without recomputation, whether they learned the same, and the measured memory."""
+    plain, again = (_measured(work, name)[-1][clock] for name in ("accumulation-1", "recomputed"))
+    losses = [plots.log_points(work / name / "log.jsonl", "loss") for name in ("accumulation-1", "recomputed")]
+    epoch = {"plain_seconds": round(plain, 1), "recomputed_seconds": round(again, 1)}
+    epoch |= {"times": round(again / plain, 3), "same_losses": losses[0] == losses[1]}
+    return {"epoch": epoch, "step": json.loads((work / "checkpointing.json").read_text(encoding="utf-8"))}
+
+
+def _table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def _tables(results: dict) -> str:
+    """All tables as Markdown."""
+    measured, continued = results["evaluation"], results["evaluation"]["continuations"]
+    training = [[name, *row.values()] for name, row in results["training"].items()]
+    head = ["embeddings", "steps", "words read", "minutes", "validation perplexity"]
+    clock = "Minutes and seconds are the processor's own." if results["device"] == "cpu" else ""
+    text = f"## Training\n\n{_table(head, training)}\n{clock}\n\n"
+    text += (
+        f"On the whole validation text ({measured['tokens']:,} words and marks, vocabulary "
+        f"{measured['vocabulary']:,}, `<unk>` {measured['unknown_share']:.2%}), each word seen from at least half a "
+        f"context: perplexity **{measured['perplexity_per_token']}** a word.\n\n"
+    )
+    decoding = [[name, row["bleu"], row["tokens_per_second"]] for name, row in continued["decoding"].items()]
+    text += f"## Decoding\n\n{_table(['way', 'BLEU', 'tokens/s'], decoding)}\n"
+    text += (
+        f"{continued['stories']} stories, {continued['prompt_tokens']} tokens given, up to "
+        f"{continued['new_tokens']} added, one story at a time; perplexity of the true continuations "
+        f"**{continued['continuation_perplexity']}** a token.\n\n"
+    )
+    cache = continued["cache"]
+    rows = [["with", cache["cached_tokens_per_second"]], ["without", cache["uncached_tokens_per_second"]]]
+    text += f"## KV cache (batch of {cache['batch']})\n\n{_table(['cache', 'tokens/s'], rows)}\n"
+    text += f"{cache['times_faster']} times faster; same output: {cache['same_output']}.\n\n"
+    rows = [[count, *row.values()] for count, row in results["accumulation"].items()]
+    text += f"## Accumulation\n\n{_table(['batches a step', 'steps', 'seconds an epoch', 'held-out loss'], rows)}\n"
+    return text + _checkpointing_table(results["checkpointing"])
+
+
+def _checkpointing_table(found: dict) -> str:
+    epoch, step = found["epoch"], found["step"]
+    plain = step["ways"]["0"]
+    rows = [
+        [layers if layers != "0" else "none", f"{way['saved_bytes'] / 1e6:.1f}",
+         f"{plain['saved_bytes'] / way['saved_bytes']:.2f}", f"{way['seconds'] / plain['seconds']:.2f}"]
+        for layers, way in step["ways"].items()
+    ]  # fmt: skip
+    head = ["layers recomputed at a time", "MB kept at the peak", "times less", "times the seconds"]
+    return (
+        f"## Gradient checkpointing\n\nOne step of {step['layers']} layers:\n\n{_table(head, rows)}\n"
+        f"An epoch of the 3-layer model: {epoch['plain_seconds']} s plain, {epoch['recomputed_seconds']} s recomputed "
+        f"({epoch['times']} times); same losses to the last digit: {epoch['same_losses']}.\n"
+    )
+
+
+def _figures(work: Path, out: Path, results: dict) -> None:
+    main = work / "measured" / "log.jsonl"
+    losses = {f"training (mean of {SMOOTHED} steps)": _smoothed(main), "validation": _validated(main)}
+    losses = {name: points for name, points in losses.items() if points}
+    plots.curves(losses, "optimizer step", "loss (nats per word)", out / "loss.png")
+    plots.curves(_perplexities(losses), "optimizer step", "perplexity per word", out / "perplexity.png", log_up=True)
+    starts = {}
+    for name, label in STARTS.items():
+        log = work / name / "log.jsonl"
+        starts |= {f"{label}: training": _smoothed(log), f"{label}: validation": _validated(log)}
+    starts = {name: points for name, points in starts.items() if points}
+    across = f"optimizer step (training: mean of {SMOOTHED}, dropout on)"
+    plots.curves(_perplexities(starts), across, "perplexity per word", out / "embeddings.png", log_up=True, paired=True)
+    plots.curves(_accumulated(work, results), "batches of 16 rows read", "training loss (nats per word)",
+                 out / "accumulation.png")  # fmt: skip
+    decoding = results["evaluation"]["continuations"]["decoding"]
+    points = {name: (row["tokens_per_second"], row["bleu"]) for name, row in decoding.items()}
+    plots.named_points(points, "tokens per second", "BLEU", out / "decoding.png")
+    ways = results["checkpointing"]["step"]["ways"]
+    points = {f"{layers} at a time" if layers != "0" else "plain": (way["seconds"], way["saved_bytes"] / 1e6)
+              for layers, way in ways.items()}  # fmt: skip
+    seconds = "seconds a step" if results["device"] == "cuda" else "the processor's seconds a step"
+    plots.named_points(points, seconds, "MB kept for the backward pass", out / "checkpointing.png")
+
+
+def _smoothed(log: Path) -> list[tuple[float, float]]:
+    return plots.log_points(log, "loss", width=SMOOTHED)[SMOOTHED:]
+
+
+def _validated(log: Path) -> list[tuple[float, float]]:
+    return plots.log_points(log, "validation_loss")
+
+
+def _perplexities(losses: dict[str, list]) -> dict[str, list]:
+    return {name: [(step, math.exp(loss)) for step, loss in points] for name, points in losses.items()}
+
+
+def _accumulated(work: Path, results: dict) -> dict[str, list]:
+    """The loss curves of the accumulation runs, against batches read, each named by its epoch's seconds."""
+    series = {}
+    for count, row in results["accumulation"].items():
+        points = plots.log_points(work / f"accumulation-{count}" / "log.jsonl", "loss", width=max(1, 16 // int(count)))
+        name = f"{count} batch{'es' if int(count) > 1 else ''} a step: {row['seconds_per_epoch']:.1f} s an epoch"
+        series[name] = [(step * int(count), loss) for step, loss in points]
+    return series

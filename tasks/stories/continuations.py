@@ -1,0 +1,165 @@
+"""How a model goes on with stories it has not seen: perplexity, BLEU and speed of each way of decoding, attention.
+
+    python run_llama.py --option evaluate --corpus valid.txt --stories 50 --save_dir measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.decode.loop import beam, stream
+from engine.decode.sampling import Sampler
+from engine.io.files import write_text
+from engine.io.word_tokenizer import WordTokenizer, join_words, split_words
+from engine.train.losses import token_nll
+from llama import Llama
+from tasks import plots
+from tasks.attention_maps import attention_weights
+from tokenizer import AnyTokenizer
+
+PROMPT = 5  # tokens of a story that are given, BOS not counted
+CACHE_BATCH, CACHE_ROUNDS = 20, 3
+SHOWN = 14  # tokens of a story on the axes of an attention map
+Decode = Callable[[list[int]], list[int]]  # prompt -> new tokens
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story's first tokens (BOS before them), the tokens that truly follow, and these as text."""
+
+    prompt: list[int]
+    continuation: list[int]
+    text: str
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError where stories cannot be measured: no folder for the results, no sacrebleu."""
+    if args.save_dir is None:
+        raise ValueError("--stories needs --save_dir: a folder for the continuations and attention maps")
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise ValueError("sacrebleu is not installed: pip install -r requirements-ail861.txt")
+
+
+def choose(documents: list[str], tokenizer: AnyTokenizer, count: int, room: int) -> list[Story]:
+    """The first `count` documents, each continued by at most `room` tokens. Raises ValueError for too few long ones."""
+    found = []
+    for document in documents:
+        ids = tokenizer.encode(document, bos=True, eos=False)
+        if len(ids) > PROMPT + 1:
+            following = ids[PROMPT + 1 : PROMPT + 1 + room]
+            text = _text(document, following, tokenizer)
+            found.append(Story(ids[: PROMPT + 1], following, text))
+        if len(found) == count:
+            return found
+    raise ValueError(f"{len(found)} stories of more than {PROMPT} tokens are there, not {count}")
+
+
+def _text(document: str, following: list[int], tokenizer: AnyTokenizer) -> str:
+    """The true continuation: of words the words themselves, so that guessing <unk> is never right."""
+    if isinstance(tokenizer, WordTokenizer):
+        return join_words(split_words(document, tokenizer.lower)[PROMPT : PROMPT + len(following)])
+    return tokenizer.decode(following)
+
+
+def room(model: Llama, max_new_tokens: int) -> int:
+    """How many new tokens fit behind a prompt within the model's positions."""
+    return max(1, min(max_new_tokens, model.config.max_seq_len - PROMPT - 1))
+
+
+def report(model: Llama, tokenizer: AnyTokenizer, documents: list[str], args: argparse.Namespace) -> dict:
+    """Measures all and writes continuations and attention maps into --save_dir."""
+    new, folder = room(model, args.max_new_tokens), Path(args.save_dir)
+    stories = choose(documents, tokenizer, args.stories, new)
+    measured = {"stories": len(stories), "prompt_tokens": PROMPT, "new_tokens": new}
+    measured["continuation_perplexity"] = round(continuation_perplexity(model, stories), 3)
+    texts = {"prompt": [tokenizer.decode(story.prompt) for story in stories], "truth": [s.text for s in stories]}
+    measured["decoding"] = {}
+    for name, decode in ways(model, tokenizer, new, args).items():
+        measured["decoding"][name], texts[name] = _timed(decode, stories, tokenizer)
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in measured["decoding"][name].items()))
+    measured["cache"] = cache_speed(model, [story.prompt for story in stories], new)
+    rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
+    write_text(folder / "continuations.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    for number, ids in enumerate(_sentences(stories, tokenizer, args), start=1):
+        maps = attention_weights(model, torch.tensor(ids, device=model.device)).float().cpu().numpy()
+        labels = [tokenizer.decode([token]) or "<sos>" for token in ids]
+        plots.attention_maps(maps, labels, folder / f"attention-{number}.png")
+    return measured
+
+
+@torch.inference_mode()
+def continuation_perplexity(model: Llama, stories: list[Story]) -> float:
+    """exp of the mean negative log-likelihood a token of the true continuations, each seen from its prompt on."""
+    total = 0.0
+    for story in stories:
+        ids = torch.tensor(story.prompt + story.continuation, device=model.device)
+        hidden = model.hidden_states(ids[None, :-1])[0, PROMPT:]
+        total += token_nll(hidden, model.output.weight, ids[PROMPT + 1 :]).sum().item()
+    return math.exp(total / sum(len(story.continuation) for story in stories))
+
+
+def ways(model: Llama, tokenizer: AnyTokenizer, new: int, args: argparse.Namespace) -> dict[str, Decode]:
+    """The ways of decoding compared, by name, each for one prompt at a time."""
+    generator = torch.Generator(model.device).manual_seed(args.seed)
+
+    def sampled(sampler: Sampler) -> Decode:
+        return lambda prompt: [
+            int(step) for step in stream(model, [prompt], new, sampler, generator, tokenizer.eos_id)
+        ]
+
+    def beams(width: int) -> Decode:
+        return lambda prompt: beam(model, prompt, width, new, tokenizer.eos_id)[0].tokens
+
+    rules = {"greedy": Sampler(0.0), f"sampling (top-p {args.top_p})": Sampler(1.0, top_p=args.top_p)}
+    found = {name: sampled(sampler) for name, sampler in rules.items()}
+    return found | {f"beam {width}": beams(width) for width in (5, 10)}
+
+
+def _timed(decode: Decode, stories: list[Story], tokenizer: AnyTokenizer) -> tuple[dict, list[str]]:
+    """BLEU (sacrebleu's defaults, whole corpus) and tokens a second; and the texts."""
+    import sacrebleu
+
+    decode(stories[0].prompt)  # the warm-up
+    started = time.perf_counter()
+    rows = [decode(story.prompt) for story in stories]
+    seconds = time.perf_counter() - started
+    texts = [tokenizer.decode(row) for row in rows]
+    bleu = sacrebleu.corpus_bleu(texts, [[story.text for story in stories]])
+    count = sum(map(len, rows))
+    return {"bleu": round(bleu.score, 3), "tokens_per_second": round(count / seconds, 1), "tokens": count}, texts
+
+
+def cache_speed(model: Llama, prompts: list[list[int]], new: int) -> dict:
+    """Tokens a second of a batch of greedy continuations with the cache and without, the median of three rounds."""
+    prompts = [prompts[row % len(prompts)] for row in range(CACHE_BATCH)]
+    seconds, texts = {True: [], False: []}, {}
+    for _ in range(CACHE_ROUNDS):
+        for use_cache in (True, False):
+            started = time.perf_counter()
+            steps = list(stream(model, prompts, new, Sampler(0.0), use_cache=use_cache))
+            seconds[use_cache].append(time.perf_counter() - started)
+            texts[use_cache] = torch.stack(steps).tolist()
+    cached, uncached = (CACHE_BATCH * new / statistics.median(seconds[way]) for way in (True, False))
+    return {
+        "batch": CACHE_BATCH, "new_tokens": new, "cached_tokens_per_second": round(cached, 1),
+        "uncached_tokens_per_second": round(uncached, 1), "times_faster": round(cached / uncached, 2),
+        "same_output": texts[True] == texts[False],
+    }  # fmt: skip
+
+
+def _sentences(stories: list[Story], tokenizer: AnyTokenizer, args: argparse.Namespace) -> list[list[int]]:
+    """The lines of --prompt_file, or how the first three stories begin."""
+    if args.prompt_file is None:
+        return [(story.prompt + story.continuation)[:SHOWN] for story in stories[:3]]
+    lines = Path(args.prompt_file).read_text(encoding="utf-8").splitlines()
+    return [tokenizer.encode(line, bos=True, eos=False) for line in lines if line.strip()]

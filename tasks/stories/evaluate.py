@@ -1,0 +1,88 @@
+"""How well a model predicts a text: bits per byte, and loss and perplexity a token.
+
+    python run_llama.py --option evaluate --corpus stories.txt
+    python run_llama.py --option evaluate --corpus stories.txt --stories 50 --save_dir measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from engine.io.files import check_writable, write_text
+from engine.io.word_tokenizer import WordTokenizer
+from engine.train.losses import token_nll
+from llama import Llama
+from tasks.pretrained import load_model
+from tasks.stories import continuations as evaluate_stories
+from tasks.stories.data import StoryBatches, encode_documents, read_documents
+from tokenizer import AnyTokenizer
+from utils import set_up
+
+BATCH_TOKENS = 4096
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Checks the corpus and loads the model; returns what measures. Raises ValueError or OSError."""
+    documents = [document for path in args.corpus for document in read_documents(path)]
+    if args.stories:
+        evaluate_stories.check(args)
+    target = None
+    if args.save_dir is not None:
+        Path(args.save_dir).mkdir(parents=True, exist_ok=True)
+        target = check_writable(Path(args.save_dir) / "evaluate.json")
+    device = set_up(args.seed, args.use_gpu, args.threads)
+    model, tokenizer, path = load_model(args, device)
+    print(f"load model from {path}")
+    if args.stride is not None and args.stride > model.config.max_seq_len:
+        raise ValueError(f"--stride {args.stride} is more than the model's {model.config.max_seq_len} positions")
+    if args.stories:
+        evaluate_stories.choose(documents, tokenizer, args.stories, 1)
+
+    def work() -> None:
+        measured = measure(model, tokenizer, documents, args.stride)
+        print("\n".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in measured.items()))
+        if args.stories:
+            measured["continuations"] = evaluate_stories.report(model, tokenizer, documents, args)
+        if target is not None:
+            write_text(target, json.dumps(measured, indent=2) + "\n")
+            print(f"wrote {target}")
+
+    return work
+
+
+@torch.inference_mode()
+def measure(
+    model: Llama, tokenizer: AnyTokenizer, documents: list[str], stride: int | None = None
+) -> dict[str, float]:
+    """Scores every document from BOS; a longer one than the model's positions in rows of that many tokens.
+
+    With a `stride` the rows start that many tokens apart, and each scores only what the one before it did not reach:
+    a token is then predicted from max_seq_len − stride tokens at least. `bits_per_byte` is the text's own: the cost
+    of the closing EOS is in `loss_per_token`, but not in it. A vocabulary of words cannot say what its text was:
+    instead of bits per byte it tells the share of unknown words.
+    """
+    data = encode_documents(documents, tokenizer)
+    batches = StoryBatches(data, np.arange(len(data)), model.config.max_seq_len, BATCH_TOKENS, seed=0, stride=stride)
+    nll = eos_nll = 0.0
+    for batch in tqdm(batches.in_order(), desc="measuring", unit="batch"):
+        tokens, targets = (tensor.to(model.device) for tensor in batches.tensors(batch))
+        costs = token_nll(model.hidden_states(tokens).flatten(0, 1), model.output.weight, targets.flatten()).double()
+        nll += costs.sum().item()
+        eos_nll += costs[targets.flatten() == tokenizer.eos_id].sum().item()
+    count = len(data.tokens) - len(data)
+    size = sum(len(document.encode("utf-8")) for document in documents)
+    loss = nll / count
+    measured = {"documents": len(documents), "bytes": size, "tokens": count, "loss_per_token": round(loss, 4)}
+    measured["perplexity_per_token"] = round(math.exp(loss), 3)
+    if isinstance(tokenizer, WordTokenizer):
+        unknown = float(np.mean(data.tokens == tokenizer.unk_id))
+        return measured | {"vocabulary": tokenizer.n_words, "unknown_share": round(unknown, 5)}
+    return measured | {"bits_per_byte": round((nll - eos_nll) / math.log(2) / size, 4)}

@@ -1,0 +1,174 @@
+"""What the courses want handed in: the files of each edition, and the command that makes each. No torch.
+
+    python -c "from tasks.submission.files import *; print(steps(COURSES['fall2025']))"
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MB = 1_000_000
+METHODS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}  # option: its word in the files' names
+BATCHES = {("prompt", "sst"): 10, ("prompt", "cfimdb"): 10}  # the course's; training has 80 and 10
+DATA_SETS = {"sst": 5, "cfimdb": 2}  # number of labels
+LINES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}  # of the course's data files
+GENERATED = ("generated-sentence-temp-0.txt", "generated-sentence-temp-1.txt")
+CODE = ("run_llama", "base_llama", "llama", "rope", "config", "optimizer", "classifier", "tokenizer", "utils")
+CHECKS = {  # script: what it prints when all is well
+    "sanity_check.py": "Your Llama implementation is correct!",
+    "rope_test.py": "Rotary embedding test passed!",
+    "optimizer_test.py": "Optimizer test passed!",
+}
+DOCUMENTS = ("README.md", "structure.md", "checklist.md", "setup.sh", "sanity_check.data")
+SUPPORT = ("requirements.txt", *(f"tests/golden/{name}.npz" for name in ("sanity", "rope", "optimizer")))
+MODELS, BEST = "addition_models", "best_model"
+ABLATION = re.compile(r"ablation_[0-9]+")
+ABLATIONS = 5  # at least, and two of them short of 100 %
+TRAINED = ("best_model.pth", "model_config.json", "training_config.json", "log.jsonl", "loss_curve.png")
+TESTED = ("experiment_summary.json", "predictions.json")
+ANDREW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+CAPACITY = 5_808_844_800_000
+QUICK = (  # an ablation of minutes: what each of the five changes stands behind it and overrides it
+    "--dim 8 --n_layers 2 --n_heads 2 --n_kv_heads 2 --hidden_dim 16 --rope_theta 100 --lr 1e-2 --schedule cosine "
+    "--warmup_steps 200 --max_grad_norm 1 --batch_size 256 --epochs 1 --examples 2000000 --no_data_files"
+)
+CHANGES = ("", "--n_layers 1", "--n_kv_heads 1", "--rope_theta 10000", "--hidden_dim 4")
+
+
+@dataclass(frozen=True)
+class Course:
+    """An edition of the assignment: what its zip must and may hold, and how large it may be."""
+
+    name: str
+    limit_mb: int
+    options: tuple[str, ...]  # the ways of classifying whose predictions are handed in
+    modules: tuple[str, ...]
+    addition: bool
+
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """The prediction files that must be there."""
+        return tuple(name for option in self.options for data in DATA_SETS for name in outputs(option, data))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """All files that must be there, but for those of the addition models and what the code imports."""
+        code = tuple(f"{module}.py" for module in CODE + self.modules)
+        return (*code, *CHECKS, *DOCUMENTS, *SUPPORT, *GENERATED, *self.predictions)
+
+    def optional(self, andrew_id: str) -> tuple[str, ...]:
+        """Files that go in where they are there."""
+        advanced = tuple(f"{data}-{split}-advanced-output.txt" for data in DATA_SETS for split in ("dev", "test"))
+        return ("feedback.txt", f"{andrew_id}-report.pdf", "LICENSE", *advanced)
+
+
+COURSES = {
+    "spring2026": Course(
+        "spring2026", 15, ("prompt",), ("addition_data_generation", "addition_lib", "addition_run"), addition=True
+    ),
+    "fall2025": Course("fall2025", 10, ("prompt", "finetune", "lora"), ("lora",), addition=False),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the course's commands: its words after `python`, what it reads and what it writes."""
+
+    name: str
+    words: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    task: str  # the module that does it
+    resumable: bool = False
+    reads_model: bool = False  # the pretrained one
+
+    @property
+    def command(self) -> str:
+        """As typed at the prompt."""
+        return "python " + shlex.join(self.words)
+
+
+def outputs(option: str, data: str) -> tuple[str, str]:
+    """The two prediction files of an option on a data set."""
+    return f"{data}-dev-{METHODS[option]}-output.txt", f"{data}-test-{METHODS[option]}-output.txt"
+
+
+def sentiment_step(option: str, data: str) -> Step:
+    """The course's command that classifies `data`, "sst" or "cfimdb"."""
+    inputs = (*(f"data/{data}-{split}.txt" for split in ("train", "dev", "test")), f"data/{data}-label-mapping.json")
+    batch = BATCHES.get((option, data), 80 if data == "sst" else 10)
+    dev, test = outputs(option, data)
+    words = ["run_llama.py", "--option", option]
+    words += [] if option == "prompt" else ["--epochs", "5", "--lr", "2e-5"]
+    words += ["--batch_size", str(batch)]
+    flags = ("--train", "--dev", "--test", "--label-names", "--dev_out", "--test_out")
+    words += [word for pair in zip(flags, (*inputs, dev, test), strict=True) for word in pair]
+    words += ["--lora_rank", "4", "--lora_alpha", "1.0"] if option == "lora" else []
+    return Step(f"{option} {data}", tuple(words), inputs, (dev, test), "tasks.sentiment.task", option != "prompt", True)
+
+
+def addition_steps(folder: str) -> tuple[Step, Step]:
+    """Training and testing the model in `addition_models/FOLDER`: the course's command, or a quick ablation."""
+    place = f"{MODELS}/{folder}"
+    if folder == BEST:
+        shape = f"--capacity {CAPACITY} --dim 16 --n_layers 6 --n_heads 4 --n_kv_heads 4 --epochs 10"
+    else:
+        number = int(folder.rpartition("_")[2])
+        shape = f"{QUICK} {CHANGES[(number - 1) % len(CHANGES)]}"
+    train = ("addition_run.py", "train", *shape.split(), "--save_dir", place)
+    test = ("addition_run.py", "test", "--checkpoint", f"{place}/best_model.pth")
+    trained, tested = (tuple(f"{place}/{name}" for name in names) for names in (TRAINED, TESTED))
+    return (
+        Step(f"addition {folder} train", train, (), trained, "addition_run", resumable=True),
+        Step(f"addition {folder} test", test, (f"{place}/best_model.pth",), tested, "addition_run"),
+    )
+
+
+def addition_folders(there: Iterable[str]) -> list[str]:
+    """The folders of `addition_models` that the course wants: the ablations that are there, five at least, the best."""
+    numbers = {int(name.rpartition("_")[2]) for name in there if ABLATION.fullmatch(name)}
+    new = (number for number in range(1, ABLATIONS + 1) if number not in numbers)
+    while len(numbers) < ABLATIONS:
+        numbers.add(next(new))
+    return [f"ablation_{number}" for number in sorted(numbers)] + [BEST]
+
+
+def steps(course: Course, models: Iterable[str] = ()) -> list[Step]:
+    """The course's commands in order; `models` are the names of the folders in `addition_models`."""
+    found = [Step("generate", ("run_llama.py", "--option", "generate"), (), GENERATED, "tasks.generate", False, True)]
+    found += [sentiment_step(option, data) for option in course.options for data in DATA_SETS]
+    if course.addition:
+        found += [step for folder in addition_folders(models) for step in addition_steps(folder)]
+    return found
+
+
+def remedy(name: str) -> str:
+    """What brings a file that is missing or wrong: the course's command, or where else it comes from."""
+    for step in (*steps(COURSES["fall2025"]), *_addition_of(name)):
+        if name in step.outputs:
+            return step.command
+    if name == "sanity_check.data":
+        return "bash setup.sh (or bash setup.sh --from DIR, DIR a copy of the course's repository)"
+    if name == "feedback.txt" or name.endswith(("-report.pdf", "-advanced-output.txt")):
+        return "optional: yours to write"
+    return f"git restore {name}"
+
+
+def _addition_of(name: str) -> tuple[Step, ...]:
+    parts = name.split("/")
+    if len(parts) == 3 and parts[0] == MODELS and (parts[1] == BEST or ABLATION.fullmatch(parts[1])):
+        return addition_steps(parts[1])
+    return ()
+
+
+def check_andrew_id(andrew_id: str) -> str:
+    """The id without blanks around it. Raises ValueError for one that cannot be a folder's and a zip's name."""
+    andrew_id = andrew_id.strip()
+    if not ANDREW_ID.fullmatch(andrew_id):
+        raise ValueError(
+            f"ANDREWID {andrew_id!r}: letters, digits, - and _ alone, a letter or digit first; no blanks, no path"
+        )
+    return andrew_id
