@@ -1,6 +1,7 @@
-"""The course's entry point: parses the flags and hands them to the task that `--option` names.
+"""The course's entry point: parses the flags and runs the task that `--option` names.
 
     python run_llama.py --option generate
+    python run_llama.py --help
 """
 
 from __future__ import annotations
@@ -8,46 +9,84 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from typing import Any
 
 from tasks import cli
+from tasks.cli import Option, Program
 
-TASKS = {  # option: module and function that checks everything and returns the work
-    "generate": ("tasks.generate", "prepare"),
-    "prompt": ("tasks.sentiment.task", "prepare_prompt"),
-    "finetune": ("tasks.sentiment.task", "prepare_training"),
-    "lora": ("tasks.sentiment.task", "prepare_training"),
-    "tokenizer": ("tasks.stories.pretrain", "prepare_tokenizer"),
-    "pretrain": ("tasks.stories.pretrain", "prepare"),
-    "vectors": ("tasks.stories.vectors", "prepare"),
-    "evaluate": ("tasks.stories.evaluate", "prepare"),
-    "addition": ("addition_run", "prepare"),
-    "submission": ("tasks.submission.run", "prepare"),
-}
-
-
-TOGETHER = ("pretrain", "finetune", "lora")  # what several processes can do, as torchrun starts them
+OPTIONS = {
+    "generate": Option(
+        "continue a sentence, greedily and by sampling",
+        "tasks.generate.flags:GenerateSettings", "tasks.generate.task:prepare",
+    ),
+    "prompt": Option(
+        "classify sentences zero-shot, with the language model's own words",
+        "tasks.sentiment.flags:PromptSettings", "tasks.sentiment.task:prepare_prompt",
+    ),
+    "finetune": Option(
+        "train the model and a classification head", together=True,
+        settings="tasks.sentiment.flags:FinetuneSettings", door="tasks.sentiment.task:prepare_training",
+    ),
+    "lora": Option(
+        "train low-rank factors and a classification head", together=True,
+        settings="tasks.sentiment.flags:LoraSettings", door="tasks.sentiment.task:prepare_training",
+    ),
+    "addition": Option(
+        "answer --prompt 1234+5678= with the shipped adder, or test it",
+        "tasks.addition.flags:AdditionSettings", "tasks.addition.evaluate:prepare",
+    ),
+    "tokenizer": Option(
+        "train a SentencePiece tokenizer, or count the words of a vocabulary",
+        "tasks.stories.flags:TokenizerSettings", "tasks.stories.pretrain:prepare_tokenizer",
+    ),
+    "pretrain": Option(
+        "train a language model on a corpus, from scratch or from a checkpoint", together=True,
+        settings="tasks.stories.flags:PretrainSettings", door="tasks.stories.pretrain:prepare",
+    ),
+    "vectors": Option(
+        "train FastText vectors for a vocabulary of words",
+        "tasks.stories.flags:VectorSettings", "tasks.stories.vectors:prepare",
+    ),
+    "evaluate": Option(
+        "measure bits per byte and perplexity on a text",
+        "tasks.stories.flags:EvaluateSettings", "tasks.stories.evaluate:prepare",
+    ),
+    "submission": Option(
+        "run the course's commands that are missing, then make and check the zip",
+        "tasks.submission.flags:SubmissionSettings", "tasks.submission.run:prepare",
+    ),
+}  # fmt: skip
+COURSE_OPTIONS = ("generate", "prompt", "finetune", "lora", "addition")
+COURSE_FLAGS = (
+    "train", "dev", "test", "label_names", "pretrained_model_path", "max_sentence_len", "seed", "epochs", "use_gpu",
+    "generated_sentence_low_temp_out", "generated_sentence_high_temp_out", "dev_out", "test_out", "lora_rank",
+    "lora_alpha", "batch_size", "hidden_dropout_prob", "lr", "epsilon",
+)  # fmt: skip
+PROGRAM = Program(
+    "run_llama.py", "A small Llama laboratory.", OPTIONS, "--option", "generate", COURSE_OPTIONS, COURSE_FLAGS
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the task; see `cli.carry_out` for how it ends."""
-    args = cli.parse_args(argv)
-    module, function = TASKS[args.option]
+    """Runs the option that the flags choose; see `cli.carry_out` for the exit codes."""
+    name, settings = cli.parse(PROGRAM, argv)
+    option = OPTIONS[name]
 
-    def prepare() -> Callable[[], None]:
-        return getattr(importlib.import_module(module), function)(args)
+    def prepare() -> cli.Work:
+        return option.prepare(settings)
 
-    def prepare_together() -> Callable[[], None]:
-        if args.option not in TOGETHER:
-            raise ValueError(f"--option {args.option} is for one process: start it without torchrun")
-        return importlib.import_module("engine.train.distributed").prepare_together(prepare, args.use_gpu)
+    def prepare_together() -> cli.Work:
+        if not option.together:
+            raise ValueError(f"--option {name} runs in one process: start it without torchrun")
+        distributed: Any = importlib.import_module("engine.train.distributed")
+        return distributed.prepare_together(prepare, settings.use_gpu)
 
-    return cli.carry_out("run_llama.py", prepare if cli.process_count() == 1 else prepare_together)
+    return cli.carry_out(PROGRAM.name, prepare if cli.process_count() == 1 else prepare_together)
 
 
 if __name__ == "__main__":
     code = main()
-    if cli.process_count() > 1:  # gloo's threads may still wait for another process, and abort one that tears them down
+    if cli.process_count() > 1:  # skip teardown: a gloo thread that still waits for another process would abort
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

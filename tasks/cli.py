@@ -1,83 +1,75 @@
-"""The flags of `run_llama.py`. Imports no torch, so that `--help` and a refused flag answer at once.
+"""Command-line mechanics: options, their parsers, and how a program ends. Imports no torch.
 
     python run_llama.py --help
+    python run_llama.py --option finetune --help
+
+`parse` reads the command line into the chosen option's settings object (see `tasks.settings`); no
+`argparse.Namespace` goes further.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
+import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-OPTIONS = {
-    "generate": "continue a sentence, greedily and by sampling",
-    "prompt": "classify sentences zero-shot, by asking the model",
-    "finetune": "train the model and a head to classify sentences",
-    "lora": "the same, training low-rank factors and the head alone",
-    "tokenizer": "train a SentencePiece tokenizer on a corpus, or count its words",
-    "pretrain": "train a model on a corpus: from scratch, or on from --pretrained-model-path",
-    "vectors": "train FastText vectors of a vocabulary's words on a corpus",
-    "evaluate": "bits per byte and perplexity of a model on a text",
-    "addition": "answer --prompt 1234+5678= with the shipped adder, or test it",
-    "submission": "run what is missing of the course's commands, then make and check the zip",
-}
-DEFAULT_MODEL = "stories42M.pt"
-FINETUNING = {  # the course's recipe: AdamW and nothing else
-    "save_dir": "runs", "optimizer": "adamw", "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0,
-    "max_grad_norm": None,
-}  # fmt: skip
-OPTION_DEFAULTS = {  # where a task's default is not the one shown
-    "pretrain": {"epochs": 7, "lr": 3e-3},
-    "prompt": {"save_dir": "runs"},
-    "finetune": FINETUNING,
-    "lora": FINETUNING,
-}
-TRAINING_NOTE = "Defaults are pretrain's; finetune and lora take the course's recipe: AdamW at a constant rate."
-OUTPUT_NAMES = {  # option: what may stand between "dev-" or "test-" and "-output.txt"
-    "prompt": ("prompting",),
-    "finetune": ("finetuning", "lora"),
-    "lora": ("finetuning", "lora"),
-}
+from tasks.recipe import read_recipe
+from tasks.settings import default_of
+
+Work = Callable[[], None]
 
 
-def number(kind: type, low: float, high: float | None = None, above: bool = False) -> Callable[[str], float]:
-    """An argparse type: a number of at least `low` (more than it, if `above`) and at most `high`."""
+@dataclass(frozen=True)
+class Option:
+    """What a program can do: a summary, its settings as "module:class" and its door as "module:function".
 
-    def parse(text: str) -> float:
-        value = kind(text)
-        fits = value > low if above else value >= low
-        if not fits or (high is not None and value > high):
-            bounds = f"{'more than' if above else 'at least'} {low}" + (f" and at most {high}" if high else "")
-            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
-        return value
+    The door checks everything and returns the work. `together`: several processes can share it under torchrun.
+    """
 
-    parse.__name__ = {int: "whole number", float: "number"}[kind]  # argparse names it where `kind` refuses the text
-    return parse
+    summary: str
+    settings: str
+    door: str
+    together: bool = False
+
+    def settings_class(self) -> type:
+        """Imports the settings, which takes no torch."""
+        return _named(self.settings)
+
+    def prepare(self, settings: Any) -> Work:
+        """Imports the task and calls its door."""
+        return _named(self.door)(settings)
 
 
-positive = number(int, 1)
-count = number(int, 0)
-rate = number(float, 0.0)
-share = number(float, 0.0, 1.0)
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every option's flags, the course's names and defaults first."""
-    tasks = "\n".join(f"  {name:<10} {text}" for name, text in OPTIONS.items())
-    parser = new_parser("run_llama.py", f"A small Llama laboratory. What --option can do:\n{tasks}")
-    parser.add_argument("--option", choices=OPTIONS, default="generate", help="what to do")
-    _add_common(parser.add_argument_group("common"))
-    _add_generate(parser.add_argument_group("generate"))
-    _add_sentiment(parser.add_argument_group("prompt, finetune, lora"))
-    _add_submission(parser.add_argument_group("submission"))
-    _add_corpus(parser.add_argument_group("tokenizer, vectors, pretrain, evaluate"))
-    _add_evaluate(parser.add_argument_group("evaluate"))
-    _add_model(parser.add_argument_group("pretrain: the model"))
-    _add_training(parser.add_argument_group("pretrain, finetune, lora: the training", TRAINING_NOTE))
-    return parser
+@dataclass(frozen=True)
+class Program:
+    """A command: the flag or word that chooses an option, the options, and the flags that some options only tolerate.
+
+    An option of `lenient` accepts every flag of `tolerated` that it has no use for, as the course's parser does.
+    """
+
+    name: str
+    summary: str
+    options: Mapping[str, Option]
+    selector: str | None = None  # "--option"; None: the option is the first word
+    default: str | None = None
+    lenient: Sequence[str] = ()
+    tolerated: Sequence[str] = ()
+
+    def command(self, option: str) -> str:
+        """How the option is called."""
+        return f"{self.name} {self.selector + ' ' if self.selector else ''}{option}"
 
 
 def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -89,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
     """Answers a refused flag in one line."""
 
     def error(self, message: str) -> NoReturn:
-        say(f"{self.prog}: {message}")
+        say(f"{self.prog.split()[0]}: {message}")
         self.exit(2)
 
 
@@ -100,190 +92,161 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def _add_common(group) -> None:
-    add = group.add_argument
-    add("--pretrained-model-path", default=DEFAULT_MODEL, metavar="FILE",
-        help="checkpoint: the course's .pt, llama2.c's .pt or .bin, or this project's")  # fmt: skip
-    add("--tokenizer", metavar="FILE",
-        help="SentencePiece .model, llama2.c's tokenizer.bin or words .json, in place of the model's")  # fmt: skip
-    add("--norm", choices=("layernorm", "rmsnorm"), help="norm of a checkpoint that does not say which it has")
-    add("--max_sentence_len", type=positive, metavar="N", help="cut texts after N pieces")
-    add("--seed", type=int, default=1337, help="seed of every random draw")
-    add("--use_gpu", action="store_true", help="run on the first CUDA device")
-    add("--threads", type=positive, metavar="N", help="CPU threads (generate: measured first; else torch chooses)")
+def settings_parser(settings: type, prog: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a settings class: one group of flags for each class that it inherits from."""
+    parser = new_parser(prog, description)
+    parser.usage = f"python {prog} [flags]"
+    entries = [entry for entry in dataclasses.fields(settings) if "help" in entry.metadata]
+    for owner in settings.__mro__:  # the option's own flags first
+        if own := [entry for entry in entries if _first_declaration(settings, entry.name) is owner]:
+            group = parser.add_argument_group((owner.__doc__ or "").strip().split("\n")[0])
+            for entry in own:
+                add_flag(group, entry)
+    return parser
 
 
-def _add_generate(group) -> None:
-    add = group.add_argument
-    add("--generated_sentence_low_temp_out", default="generated-sentence-temp-0.txt", metavar="FILE",
-        help="where the greedy continuation goes")  # fmt: skip
-    add("--generated_sentence_high_temp_out", default="generated-sentence-temp-1.txt", metavar="FILE",
-        help="where the sampled continuation goes")  # fmt: skip
-    add("--prompt", metavar="TEXT",
-        help="continue this in place of the course's sentence; empty: from BOS alone; addition: asks it")  # fmt: skip
-    add("--prompt_file", metavar="FILE", help="continue each line of this file, --batch_size at once")
-    add("--num_samples", type=positive, default=1, metavar="N", help="so many draws for each prompt, seeds following")
-    add("--max_new_tokens", type=count, default=75, metavar="N", help="tokens to add")
-    add("--temperature", type=rate, metavar="T", help="one continuation at this temperature, not one at 0 and one at 1")
-    add("--top_p", type=number(float, 0.0, 1.0, above=True), default=0.95, metavar="P",
-        help="sample from the smallest set of tokens whose probability reaches P")  # fmt: skip
-    add("--top_k", type=positive, metavar="K", help="sample from the K likeliest tokens")
-    add("--min_p", type=share, metavar="P", help="refuse tokens under P times the likeliest's probability")
-    add("--epsilon", type=share, metavar="E", help="refuse tokens of probability under E, in place of top-p")
-    add("--quantize", choices=("float32", "int8"), default="float32",
-        help="weights that the tokens behind the prompt are computed with; int8 is faster, nearly as good")  # fmt: skip
-    add("--slide", type=positive, default=64, metavar="N",
-        help="past the model's positions, forget the oldest N tokens at a time; 1: as the course")  # fmt: skip
+def _first_declaration(settings: type, name: str) -> type:
+    """The most basic class that declares the field: a subclass may change a default without moving the flag."""
+    return next(cls for cls in reversed(settings.__mro__) if name in inspect.get_annotations(cls))
 
 
-def _add_sentiment(group) -> None:
-    add = group.add_argument
-    for split in ("train", "dev", "test"):
-        add(f"--{split}", default=f"data/cfimdb-{split}.txt", metavar="FILE", help="lines `label ||| sentence`")
-    add("--label-names", default="data/cfimdb-label-mapping.json", metavar="FILE",
-        help="JSON list of the labels' names, label 0 first")  # fmt: skip
-    for split in ("dev", "test"):
-        add(f"--{split}_out", default=f"cfimdb-{split}-prompting-output.txt", metavar="FILE",
-            help=f"where the predictions go; must end in {split}-prompting-output.txt (finetuning, lora)")  # fmt: skip
-    add("--batch_size", type=positive, default=8, metavar="N", help="sentences a batch; prompts continued at once")
-    add("--pooling", choices=("last_token", "last_column"), default="last_token",
-        help="read the last real token, or, as the course, the batch's last column, padding and all")  # fmt: skip
-    add("--no_causal_mask", action="store_true", help="let every token see all others, as the course of Fall 2025")
-    add("--label_scoring", choices=("course", "sequence"), default="course",
-        help="prompt: sum a label's pieces at one position, or score them in turn")  # fmt: skip
-    add("--calibrate", action="store_true", help="prompt: contextual calibration by content-free inputs")
-    add("--hidden_dropout_prob", type=number(float, 0.0, 0.99), default=0.3, metavar="P",
-        help="dropout before the head")  # fmt: skip
-    add("--lora_rank", type=positive, default=4, metavar="R", help="lora: rank of the factors")
-    add("--lora_alpha", type=number(float, 0.0, above=True), default=1.0, metavar="A",
-        help="lora: the product of the factors is scaled by A / R")  # fmt: skip
-    add("--lora_targets", choices=("attention", "all"), default="attention",
-        help="lora: which matrices have factors beside them; all: the feed-forward's too")  # fmt: skip
-    add("--seeds", type=int, nargs="+", metavar="SEED", help="finetune, lora: one run for each, and mean ± deviation")
+def add_flag(group: Any, entry: dataclasses.Field, hidden: bool = False) -> None:
+    """Adds a field's flag to an argparse group; a hidden one is accepted and forgotten."""
+    names = entry.metadata["names"] or (f"--{entry.name}",)
+    keywords = dict(entry.metadata["keywords"])
+    if hidden:
+        group.add_argument(*names, dest=entry.name, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **keywords)
+        return
+    group.add_argument(*names, dest=entry.name, help=entry.metadata["help"], default=default_of(entry), **keywords)
 
 
-def _add_submission(group) -> None:
-    add = group.add_argument
-    add("--andrewid", metavar="ID", help="names the zip and the one folder in it")
-    add("--course", choices=("spring2026", "fall2025"), default="spring2026", help="whose list of files and size limit")
+def parse(program: Program, argv: Sequence[str] | None = None) -> tuple[str, Any]:
+    """The option and its settings from the command line. Exits with code 2 and one line where it is not understood."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    overview = overview_parser(program)
+    words, recipe = _with_recipe(program, overview, words)
+    option, words = _chosen(program, overview, words)
+    settings = program.options[option].settings_class()
+    parser = settings_parser(settings, program.command(option), program.options[option].summary)
+    _add_selector(parser, program)
+    _tolerate(parser, program, option, settings)
+    names = {entry.name for entry in dataclasses.fields(settings)}
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.error(_why_unknown(program, option, unknown[0]) + recipe)
+    given = _given(parser, words) & names
+    required = [entry for entry in dataclasses.fields(settings) if entry.metadata.get("required")]
+    if missing := [f"--{entry.name}" for entry in required if entry.name not in given]:
+        parser.error(f"{program.command(option).removeprefix(program.name).strip()} needs {', '.join(missing)}{recipe}")
+    try:
+        return option, settings(given=given, **{n: v for n, v in vars(args).items() if n in names})
+    except ValueError as error:
+        parser.error(f"{error}{recipe}")
 
 
-def _add_corpus(group) -> None:
-    add = group.add_argument
-    add("--corpus", nargs="+", metavar="FILE",
-        help='text with lines <|endoftext|> between documents, .jsonl with a field "text", '
-             "or lines `label ||| sentence`, whose labels are left out")  # fmt: skip
-    add("--valid", metavar="FILE", help="pretrain: text measured as training goes on; it chooses nothing")
-    add("--embeddings", metavar="FILE",
-        help="FastText vectors, .vec or .bin: vectors writes them, pretrain starts from them")  # fmt: skip
-    add("--vocab_size", type=number(int, 300), default=4096, metavar="N", help="pieces (or words) of a new tokenizer")
-    add("--keep_case", action="store_true", help="tokenizer: do not lower the words of a .json")
-    add("--save_dir", metavar="DIR",
-        help="folder of a training run: checkpoints, log, curves (sentiment: in runs/)")  # fmt: skip
+def overview_parser(program: Program) -> argparse.ArgumentParser:
+    """The parser behind `PROGRAM --help`: it names the options and where each option's flags are explained."""
+    tasks = "\n".join(f"  {name:<12} {option.summary}" for name, option in program.options.items())
+    more = program.command("NAME")
+    parser = new_parser(program.name, f"{program.summary}\n\n{tasks}\n\n`python {more} --help` explains its flags.")
+    _add_selector(parser, program, visible=True)
+    if program.selector is None:
+        parser.add_argument("option", choices=program.options, metavar="NAME", help="what to do")
+    return parser
 
 
-def _add_evaluate(group) -> None:
-    add = group.add_argument
-    add("--stories", type=count, default=0, metavar="N",
-        help="also continue N documents from their first 5 tokens: BLEU, speed, attention maps")  # fmt: skip
-    add("--stride", type=positive, metavar="N",
-        help="of a document longer than the model's positions, score N new tokens a row")  # fmt: skip
+def _add_selector(parser: argparse.ArgumentParser, program: Program, visible: bool = False) -> None:
+    if program.selector is not None:
+        shown = "what to do" if visible else argparse.SUPPRESS
+        parser.add_argument(program.selector, choices=program.options, dest="option", default=program.default,
+                            help=shown)  # fmt: skip
+    parser.add_argument("--recipe", metavar="FILE", help="read flags from a .toml file; the command line wins")
 
 
-def _add_model(group) -> None:
-    add = group.add_argument
-    add("--dim", type=positive, default=256, help="width of the residual stream")
-    add("--n_layers", type=positive, default=8, help="layers")
-    add("--n_heads", type=positive, default=4, help="query heads")
-    add("--n_kv_heads", type=positive, default=2, help="key/value heads; must divide the query heads")
-    add("--max_seq_len", type=positive, default=1024, help="positions")
-    add("--dropout", type=number(float, 0.0, 0.99), default=0.1, help="dropout on embeddings and on every branch")
-    add("--rope_theta", type=number(float, 0.0, above=True), default=10000.0, help="base of the rotation's angles")
-    add("--position_embedding_type", choices=("rotary", "sinusoidal", "alibi", "none"), default="rotary",
-        help="how a token knows its place")  # fmt: skip
-    add("--ffn_type", choices=("swiglu", "relu", "gelu"), default="swiglu", help="feed-forward: gated, or plain")
-    add("--hidden_dim", type=positive, metavar="N", help="width of the feed-forward; 4·dim, with a gate 2/3 of it")
-    add("--norm_position", choices=("pre", "post"), default="pre", help="normalise before a block, or behind it")
-    add("--untied_output", action="store_true", help="an output matrix of its own, not the embedding's")
-    add("--freeze_embeddings", action="store_true", help="do not train the embeddings")
+def _chosen(program: Program, overview: argparse.ArgumentParser, words: list[str]) -> tuple[str, list[str]]:
+    """The option that the words choose, and the other words. `--help` before any choice shows the overview."""
+    if program.selector is None:
+        if not words or words[0] not in program.options:
+            overview.parse_args(words[:1] if words and words[0] in ("-h", "--help") else words[:1] or [])
+        return words[0], words[1:]
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument(program.selector, dest="option", default=None)
+    finder.error = overview.error  # type: ignore[method-assign]
+    option = finder.parse_known_args(words)[0].option
+    if option is None and {"-h", "--help"} & set(words):
+        overview.print_help()
+        sys.exit(0)
+    if option is not None and option not in program.options:
+        overview.parse_args([program.selector, option])
+    return option or program.default or "", words
 
 
-def _add_training(group) -> None:
-    add = group.add_argument
-    add("--epochs", type=positive, default=5, help="passes over the data (pretrain: 7)")
-    add("--lr", type=rate, default=2e-5, help="peak learning rate (pretrain: 3e-3)")
-    add("--optimizer", choices=("adamw", "muon"), default="muon", help="muon: AdamW but for the hidden matrices")
-    add("--schedule", choices=("constant", "cosine", "linear"), default="linear", help="decay after the warm-up")
-    add("--warmup_steps", type=count, default=100, metavar="N", help="steps in which the rate rises")
-    add("--rate_floor", type=share, default=0.0, metavar="SHARE", help="decay to this share of the peak")
-    add("--weight_decay", type=rate, default=0.1, metavar="W", help="decoupled decay, on matrices alone")
-    add("--max_grad_norm", type=number(float, 0.0, above=True), default=1.0, metavar="G",
-        help="clip the norm of each group's gradients, taken together, to G")  # fmt: skip
-    add("--batch_tokens", type=positive, default=8192, metavar="N", help="tokens a batch, padding counted")
-    add("--packing", choices=("off", "separate", "crossing"), default="off",
-        help="several documents a row of --max_seq_len tokens: none sees another, or each those before it")  # fmt: skip
-    add("--accumulation", type=positive, default=1, metavar="N", help="batches an optimizer step")
-    add("--gradient_checkpointing", type=count, nargs="?", const=1, default=0, metavar="LAYERS",
-        help="recompute layers in the backward pass, so many at a time (1 if no number is given)")  # fmt: skip
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="type of the matrix products (generate: of the weights behind the prompt, on a CPU); float16 scales the "
-        "loss, and is slow on a CPU")  # fmt: skip
-    add("--compile", action="store_true", help="torch.compile the layers; takes a minute, and a C++ compiler")
-    add("--held_out", type=number(float, 0.0, 0.5, above=True), default=0.01, metavar="SHARE",
-        help="share of the documents that chooses the best checkpoint")  # fmt: skip
-    add("--evaluate_every", type=count, default=0, metavar="N", help="steps between measurements; 0: each epoch")
-    add("--save_every", type=count, default=0, metavar="N", help="steps between saved states; 0: each epoch")
-    add("--patience", type=count, default=0, metavar="N", help="stop after N measurements without a better one")
-    add("--export", metavar="FILE",
-        help="write the best model here in bfloat16, and its settings, log and curves beside it")  # fmt: skip
-    add("--resume", action="store_true", help="go on with the run in --save_dir")
+def _tolerate(parser: argparse.ArgumentParser, program: Program, option: str, settings: type) -> None:
+    """Lets a lenient option accept the tolerated flags that it does not read."""
+    if option not in program.lenient:
+        return
+    known = {entry.name for entry in dataclasses.fields(settings)}
+    for other in program.lenient:
+        for entry in dataclasses.fields(program.options[other].settings_class()):
+            if entry.name in program.tolerated and entry.name not in known:
+                known.add(entry.name)
+                add_flag(parser, entry, hidden=True)
 
 
-REQUIRED = {
-    "tokenizer": ("corpus", "tokenizer"),
-    "pretrain": ("corpus", "tokenizer", "save_dir"),
-    "vectors": ("corpus", "tokenizer", "embeddings"),
-    "evaluate": ("corpus",),
-    "submission": ("andrewid",),
-}
+def _why_unknown(program: Program, option: str, word: str) -> str:
+    """Names the options that have a flag which this one lacks."""
+    name = word.split("=")[0]
+    owners = [
+        other
+        for other, task in program.options.items()
+        for entry in dataclasses.fields(task.settings_class())
+        if "help" in entry.metadata and name in (entry.metadata["names"] or (f"--{entry.name}",))
+    ]
+    chosen = f"{program.selector} {option}" if program.selector else option
+    if owners:
+        return f"{name} is not a flag of {chosen}; these have it: {', '.join(owners)}"
+    return f"unrecognized argument {word}; see python {program.command(option)} --help"
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parsed flags; `args.given` names those that stood on the command line. Exits with code 2 on a bad one."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    args.given = _given(argv)
-    for name, value in OPTION_DEFAULTS.get(args.option, {}).items():
-        if name not in args.given:
-            setattr(args, name, value)
-    needed = REQUIRED.get(args.option, ())
-    if args.option == "pretrain" and "pretrained_model_path" in args.given:
-        needed = [name for name in needed if name != "tokenizer"]  # the checkpoint brings its own
-    missing = [f"--{name}" for name in needed if getattr(args, name) is None]
-    if missing:
-        parser.error(f"--option {args.option} needs {', '.join(missing)}")
-    _check_output_names(parser, args)
-    return args
+def _given(parser: argparse.ArgumentParser, words: list[str]) -> frozenset[str]:
+    """The names of the flags that stand on the command line."""
+    defaults = {action: action.default for action in parser._actions}
+    for action in defaults:
+        action.default = argparse.SUPPRESS
+    given = frozenset(vars(parser.parse_known_args(words)[0]))
+    for action, default in defaults.items():
+        action.default = default
+    return given
 
 
-def _check_output_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """The names the course's graders look for; refused here, and not when the work is done."""
-    for split in ("dev", "test") if args.option in OUTPUT_NAMES else ():
-        endings = [f"{split}-{method}-output.txt" for method in OUTPUT_NAMES[args.option]]
-        if not getattr(args, f"{split}_out").endswith(tuple(endings)):
-            name = getattr(args, f"{split}_out")
-            parser.error(f"--{split}_out must end in {' or '.join(endings)}, not {name}")
+def _with_recipe(
+    program: Program, overview: argparse.ArgumentParser, words: list[str]
+) -> tuple[list[str], str]:
+    """The words with those of `--recipe FILE` before them, and what an error adds to name the file."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe")
+    path = finder.parse_known_args(words)[0].recipe
+    if path is None:
+        return words, ""
+    try:
+        chosen, flags = read_recipe(path, program.name, program.options)
+    except (OSError, ValueError) as error:
+        overview.error(str(error))
+    if program.selector is None:
+        rest = words[1:] if words and words[0] in program.options else words
+        return [chosen, *flags, *rest], f" (recipe {path})"
+    return [program.selector, chosen, *flags, *words], f" (recipe {path})"
 
 
 def process_count() -> int:
-    """How many processes torchrun has started together; 1 without it."""
+    """How many processes torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def say(line: str) -> None:
-    """One line on stderr. Of several processes the first alone speaks, and the others leave it the time to.
+    """One line on stderr. Under torchrun only the first process speaks; the others wait for it.
 
-    torchrun ends all of them as soon as one has ended.
+    torchrun ends all processes as soon as one has ended.
     """
     if process_count() == 1 or os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
@@ -291,7 +254,7 @@ def say(line: str) -> None:
         time.sleep(2.0)
 
 
-def carry_out(prog: str, prepare: Callable[[], Callable[[], None]]) -> int:
+def carry_out(program: str, prepare: Callable[[], Work]) -> int:
     """Prepares a task, which checks everything, and does its work; returns the exit code.
 
     Bad input ends in one line and code 2 before any work, a full disk in 1, Ctrl-C in 130.
@@ -299,21 +262,14 @@ def carry_out(prog: str, prepare: Callable[[], Callable[[], None]]) -> int:
     try:
         work = prepare()
     except (ValueError, OSError) as error:
-        say(f"{prog}: {error}")
+        say(f"{program}: {error}")
         return 2
     try:
         work()
     except OSError as error:
-        say(f"{prog}: {error}")
+        say(f"{program}: {error}")
         return 1
     except KeyboardInterrupt:
         say("\ninterrupted; a training run goes on from its last saved state by --resume")
         return 130
     return 0
-
-
-def _given(argv: Iterable[str] | None) -> frozenset[str]:
-    parser = build_parser()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    return frozenset(vars(parser.parse_args(argv)))

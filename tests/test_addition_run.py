@@ -16,6 +16,7 @@ from config import LlamaConfig
 from engine.io.checkpoint import load_plain, read_checkpoint, save_checkpoint
 from engine.train.run_log import read
 from llama import Llama
+from tasks.addition.plan import TrainingPlan
 from tasks.addition.problems import encode_problems, pair_number, read_problems
 from tests.tiny import ROOT
 
@@ -93,7 +94,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch)
     flags += ["--save_every", "2", "--evaluate_every", "3"]
     assert train(*flags) == 0
     whole = load_plain(tmp_path / "run" / "last.pt")["model"]
-    step = addition_run.TrainingPlan.begin
+    step = TrainingPlan.begin
 
     def stopping(plan):
         step(plan)
@@ -106,7 +107,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch)
 
         plan.trainer._step = failing
 
-    monkeypatch.setattr(addition_run.TrainingPlan, "begin", stopping)
+    monkeypatch.setattr(TrainingPlan, "begin", stopping)
     assert train(*flags) == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -248,7 +249,7 @@ def test_a_trial_trains_as_a_run_of_its_own_and_its_best_seed_goes_on(train, tmp
 def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
     flags = [*TRIAL, "--seeds", "2", "--save_every", "1", "--max_grad_norm", "1"]
     assert train(*flags, "--save_dir", "whole") == 0
-    begin = addition_run.TrainingPlan.begin
+    begin = TrainingPlan.begin
 
     def stop_at(plan, of_trial: int, of_run: int):
         begin(plan)
@@ -263,9 +264,9 @@ def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatc
 
     for places in ((2, -1), (-1, 3)):  # in the trial, then in what follows
         stopping = partialmethod(stop_at, *places)
-        monkeypatch.setattr(addition_run.TrainingPlan, "begin", stopping)
+        monkeypatch.setattr(TrainingPlan, "begin", stopping)
         assert train(*flags, "--resume") == 130
-    monkeypatch.setattr(addition_run.TrainingPlan, "begin", begin)
+    monkeypatch.setattr(TrainingPlan, "begin", begin)
     assert train(*flags, "--resume") == 0
     now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
     assert all(torch.equal(now[name], whole[name]) for name in whole)

@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+import run_llama
 from tasks import cli
 from tasks.ail861 import run as ail861
 from tests.tiny import write_corpus
@@ -32,13 +33,13 @@ def test_the_commands_exist_and_never_train_on_the_validation_text(texts, tmp_pa
     for line in lines:
         if "run_llama.py" not in line[1]:
             continue
-        args = cli.parse_args(line[2:])
-        if args.option == "pretrain":
+        option, args = cli.parse(run_llama.PROGRAM, line[2:])
+        if option == "pretrain":
             recipe = {"lr", "schedule"} if args.save_dir.endswith("measured") else set()  # the measured model's own
             assert {name: getattr(args, name) for name in MODEL.keys() - recipe} == {
                 name: value for name, value in MODEL.items() if name not in recipe
             }
-        if args.option != "evaluate":
+        if option != "evaluate":
             assert all(not path.endswith("valid.txt") for path in args.corpus)
 
 

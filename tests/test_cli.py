@@ -12,6 +12,7 @@ import run_llama
 from tasks import cli
 from tests.tiny import ROOT, write_tiny_checkpoint
 
+OUTPUTS = ["--dev_out", "dev-finetuning-output.txt", "--test_out", "test-finetuning-output.txt"]
 COURSE_DEFAULTS = {
     "option": "generate",
     "pretrained_model_path": "stories42M.pt",
@@ -26,14 +27,16 @@ COURSE_DEFAULTS = {
 
 
 def test_the_courses_defaults_are_kept():
-    args = vars(cli.parse_args([]))
+    args = vars(cli.parse(run_llama.PROGRAM, [])[1]) | {"option": cli.parse(run_llama.PROGRAM, [])[0]}
+    training = cli.parse(run_llama.PROGRAM, ["--option", "finetune", *OUTPUTS])[1]
+    args |= {"epochs": training.epochs, "lr": training.lr}
     assert {name: args[name] for name in COURSE_DEFAULTS} == COURSE_DEFAULTS
 
 
 def test_a_task_may_have_defaults_of_its_own_that_a_flag_overrides():
     base = ["--option", "pretrain", "--corpus", "c", "--tokenizer", "t", "--save_dir", "d"]
-    assert cli.parse_args(base).lr == 3e-3
-    assert cli.parse_args([*base, "--lr", "2e-5"]).lr == 2e-5
+    assert cli.parse(run_llama.PROGRAM, base)[1].lr == 3e-3
+    assert cli.parse(run_llama.PROGRAM, [*base, "--lr", "2e-5"])[1].lr == 2e-5
 
 
 def test_help_answers_at_once_and_without_torch():
@@ -42,7 +45,7 @@ def test_help_answers_at_once_and_without_torch():
         [sys.executable, "run_llama.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert time.perf_counter() - started < 2.0  # 0.02 s when nothing else runs
-    assert all(f"--{name}" in shown.stdout for name in ("option", "top_p", "corpus"))
+    assert "--option" in shown.stdout and all(name in shown.stdout for name in run_llama.OPTIONS)
     loaded = "import sys, tasks.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
 
@@ -58,17 +61,28 @@ def test_help_answers_at_once_and_without_torch():
         (["--max_new_tokens", "-1"], "at least 0"),
         (["--top_k", "0"], "at least 1"),
         (["--option", "sing"], "invalid choice"),
-        (["--option", "pretrain", "--corpus", "x"], "needs --tokenizer, --save_dir"),
+        (["--option", "pretrain", "--corpus", "x"], "needs --save_dir"),
+        (["--option", "pretrain", "--corpus", "x", "--save_dir", "y"], "needs --tokenizer"),
+        (["--option", "evaluate", "--corpus", "x", "--lora_rank", "9"], "these have it: lora"),
+        (["--vocab_size", "300"], "these have it: tokenizer"),
         (["--no_such_flag"], "unrecognized"),
     ],
 )
 def test_refused_flags(flags, reason, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        cli.parse_args(flags)
+        cli.parse(run_llama.PROGRAM, flags)[1]
     error = capsys.readouterr().err
     assert exit_info.value.code == 2
     assert error.count("\n") == 1
     assert reason in error
+
+
+def test_the_courses_options_accept_every_flag_of_the_course():
+    course = ["--epochs", "5", "--lora_rank", "4", "--batch_size", "8", "--hidden_dropout_prob", "0.3", "--lr", "2e-5"]
+    course += ["--train", "x", "--label-names", "y", "--max_sentence_len", "9", "--dev_out", "z", "--use_gpu"]
+    course += ["--generated_sentence_low_temp_out", "low.txt", "--lora_alpha", "1.0", "--pretrained-model-path", "m"]
+    for option in ("generate", "addition"):
+        assert cli.parse(run_llama.PROGRAM, ["--option", option, *course])[1].use_gpu
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_packed_training_learns_and_goes_on_as_it_began(tmp_path, packing, capsy
         shape = ["--dim=16", "--n_layers=1", "--n_heads=2", "--n_kv_heads=1", "--max_seq_len=64", "--threads=1"]
         paths = ["--corpus", str(corpus), "--tokenizer", str(TOKENIZER), "--save_dir", str(tmp_path / "run")]
         flags = ["--option", "pretrain", *shape, *paths, "--epochs=2", "--batch_tokens=256", "--packing", kind, *more]
-        assert cli.parse_args(flags).packing == kind
+        assert cli.parse(run_llama.PROGRAM, flags)[1].packing == kind
         return run_llama.main(flags)
 
     assert train(packing) == 0

@@ -87,7 +87,7 @@ def test_the_zip_holds_what_the_code_imports_and_nothing_else(broken):
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path):
-    (tmp_path / "a.py").write_text("import os\ndef f():\n    from b import x\nTASKS = {'t': ('c', 'prepare')}\n")
+    (tmp_path / "a.py").write_text("import os\ndef f():\n    from b import x\nOPTIONS = {'t': Option('c:prepare')}\n")
     (tmp_path / "b.py").write_text("import importlib\nimportlib.import_module('d').run()\nimport pack.part\n")
     (tmp_path / "c.py").write_text("this is no Python")
     (tmp_path / "pack").mkdir()
@@ -102,7 +102,7 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
 def test_the_task_modules_of_the_dispatcher_are_found():
     import run_llama
 
-    modules = {module.replace(".", "/") for module, _ in run_llama.TASKS.values()}
+    modules = {option.door.partition(":")[0].replace(".", "/") for option in run_llama.OPTIONS.values()}
     assert {f"{module}.py" for module in modules} <= set(imported_files(ROOT))
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
+import addition_run
+import run_llama
 from tasks import cli
-from tasks.addition import flags as addition_flags
 from tests.tiny import ROOT
 
 PAGES = ["README.md", "structure.md", "checklist.md"]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"[\w./-]+\.(py|md|sh|pt|png|jsonl|json|txt)")
-PARSERS = {"run_llama.py": cli.parse_args, "addition_run.py": addition_flags.parse_args}
+PROGRAMS = {"run_llama.py": run_llama.PROGRAM, "addition_run.py": addition_run.PROGRAM}
 MADE_BY_RUNS = re.compile(
     r"stories(42|15)M|tokenizer\.(model|bin)$|generated-sentence|-temp-1\.txt|-output\.txt|prompts\.txt|runs/|^(stories|more)\.txt"
     r"|^results/|valid\.txt|merged\.pt|last\.pt|best\.pt|sst|cfimdb|\.venv|ANDREWID|sanity_check\.data|mine\.|addition_(train|dev)"
@@ -37,13 +38,13 @@ def commands(text: str) -> list[list[str]]:
 ALL = [command for name in PAGES for command in commands(page(name))]
 
 
-@pytest.mark.parametrize("command", [c for c in ALL if c[1] in PARSERS], ids=lambda command: " ".join(command)[:80])
+@pytest.mark.parametrize("command", [c for c in ALL if c[1] in PROGRAMS], ids=lambda command: " ".join(command)[:80])
 def test_commands_parse(command):
     if "--help" not in command:
-        PARSERS[command[1]](command[2:])
+        cli.parse(PROGRAMS[command[1]], command[2:])
 
 
-@pytest.mark.parametrize("command", [c for c in ALL if c[1] not in PARSERS], ids=lambda command: " ".join(command)[:80])
+@pytest.mark.parametrize("command", [c for c in ALL if c[1] not in PROGRAMS], ids=lambda words: " ".join(words)[:80])
 def test_other_scripts_are_there(command):
     script = command[2].replace(".", "/") + ".py" if command[1] == "-m" else command[1]
     assert (ROOT / script).is_file()

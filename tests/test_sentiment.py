@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from engine.io.checkpoint import load_plain
 from engine.train import run_log
 from tasks import cli
 from tasks.sentiment.checkpoint import load_classifier
+from tasks.sentiment.flags import LoraSettings
 from tests.tiny import CLOCKS, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 
@@ -42,14 +44,16 @@ def run_folder(model: Path, run: str) -> Path:
 
 
 def test_the_courses_defaults_are_kept():
-    args = vars(cli.parse_args([]))
+    fields = {entry.name: entry for entry in dataclasses.fields(LoraSettings)}
     expected = {split: f"data/cfimdb-{split}.txt" for split in ("train", "dev", "test")}
     expected |= {f"{split}_out": f"cfimdb-{split}-prompting-output.txt" for split in ("dev", "test")}
     expected |= {"label_names": "data/cfimdb-label-mapping.json", "batch_size": 8, "hidden_dropout_prob": 0.3}
     expected |= {"lora_rank": 4, "lora_alpha": 1.0, "epochs": 5, "lr": 2e-5}
+    outputs = ["--dev_out=x-dev-lora-output.txt", "--test_out=x-test-lora-output.txt"]
+    tuned = cli.parse(run_llama.PROGRAM, ["--option=lora", *outputs])[1]
+    args = vars(tuned) | {f"{split}_out": cli.default_of(fields[f"{split}_out"]) for split in ("dev", "test")}
     assert {name: args[name] for name in expected} == expected
-    tuned = cli.parse_args(["--option=lora", "--dev_out=x-dev-lora-output.txt", "--test_out=x-test-lora-output.txt"])
-    assert (tuned.optimizer, tuned.schedule, tuned.warmup_steps) == ("adamw", "constant", 0)
+    assert (tuned.schedule, tuned.warmup_steps) == ("constant", 0)
     assert (tuned.weight_decay, tuned.max_grad_norm, tuned.lr, tuned.save_dir) == (0.0, None, 2e-5, "runs")
 
 
@@ -65,7 +69,8 @@ def test_the_courses_defaults_are_kept():
 )
 def test_a_wrong_output_name_is_refused_before_anything_else(option, dev_out, test_out, refused, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        cli.parse_args(["--option", option, "--dev_out", dev_out, "--test_out", test_out, "--train", "not there"])
+        flags = ["--option", option, "--dev_out", dev_out, "--test_out", test_out, "--train", "not there"]
+        cli.parse(run_llama.PROGRAM, flags)
     error = capsys.readouterr().err
     assert exit_info.value.code == 2 and error.count("\n") == 1 and refused in error
 
@@ -157,11 +162,8 @@ def test_several_seeds_are_summed_up(model, capsys):
     ("option", "more", "reason"),
     [
         ("finetune", ["--train", "nothing.txt"], "no such file: nothing.txt (setup.sh"),
-        ("finetune", ["--optimizer", "muon"], "AdamW alone"),
-        ("finetune", ["--calibrate"], "belong to --option prompt"),
         ("lora", ["--lora_rank", "17"], "rank 17"),
         ("lora", ["--seeds", "1", "1"], "twice"),
-        ("prompt", ["--seeds", "1"], "draws nothing"),
         ("prompt", ["--label_scoring", "sequence", "--pooling", "last_column"], "reads padding"),
         ("prompt", ["--dev_out", "no/folder/x-dev-prompting-output.txt"], "there is no folder"),
         ("prompt", ["--use_gpu"], "no CUDA device"),
@@ -172,6 +174,21 @@ def test_bad_input_is_refused_in_one_line(model, capsys, monkeypatch, option, mo
     assert run_llama.main([*flags(option, model), *more]) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "more", "reason"),
+    [
+        ("finetune", ["--optimizer", "muon"], "these have it: pretrain"),
+        ("finetune", ["--calibrate"], "these have it: prompt"),
+        ("prompt", ["--seeds", "1"], "these have it: finetune, lora"),
+    ],
+)
+def test_a_flag_of_another_option_is_refused_with_its_owners(model, capsys, option, more, reason):
+    with pytest.raises(SystemExit) as exit_info:
+        run_llama.main([*flags(option, model), *more])
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and reason in error and error.count("\n") == 1
 
 
 def test_a_training_file_without_a_choice_is_refused(model, capsys, tmp_path):

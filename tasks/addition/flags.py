@@ -1,117 +1,144 @@
-"""The flags of `addition_run.py`, the course's first. Imports no torch.
+"""The settings of `addition_run.py train` and `test` and of `run_llama.py --option addition`.
 
     python addition_run.py train --help
 """
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 
-from tasks.cli import count, new_parser, number, positive, rate, share
+from tasks.settings import MachineSettings, Settings, count, flag, number, positive, rate, share
 
 CAPACITY = 5_808_844_800_000
+BEST = "addition_models/best_model/best_model.pth"
+TEST_FILE = "data/addition_test.txt"
+above_zero = number(float, 0.0, above=True)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of `train` and `test`."""
-    parser = new_parser("addition_run.py", "A Llama that adds four-digit numbers: train one, test one.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train the model", formatter_class=parser.formatter_class)
-    test = commands.add_parser("test", help="evaluate a trained model", formatter_class=parser.formatter_class)
-    for command in (train, test):
-        command.add_argument("--use_gpu", action="store_true", help="run on a CUDA device if there is one")
-        command.add_argument("--seed", type=int, default=1337, help="seed of every random draw")
-        command.add_argument("--threads", type=positive, metavar="N", help="CPU threads; torch chooses if not given")
-        command.add_argument("--no_compile", action="store_true", help="do not compile the step")
-    _add_course(train)
-    _add_model(train.add_argument_group("the model, beyond the course"))
-    _add_training(train.add_argument_group("the training, beyond the course"))
-    _add_trial(train.add_argument_group("a trial of many seeds, before the training"))
-    _add_data(train.add_argument_group("problems and files, beyond the course"))
-    _add_test(test)
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class CourseTraining(MachineSettings):
+    """the course's flags"""
+
+    epochs: int = flag(10, "passes over the training problems", type=positive, metavar="N")
+    batch_size: int = flag(1024, "problems per step", type=positive, metavar="N")
+    lr: float = flag(1e-3, "peak learning rate", type=rate, metavar="RATE")
+    save_dir: str = flag("addition_models/best_model/", "folder for everything that the run writes", metavar="DIR")
+    train_file: str = flag(
+        "data/addition_train.txt", "training problems; read if the file is named and exists, else drawn and written",
+        metavar="FILE",
+    )  # fmt: skip
+    val_file: str = flag("data/addition_dev.txt", "dev problems, in the same way", metavar="FILE")
+    dim: int = flag(16, "width of the residual stream", type=positive, metavar="N")
+    n_layers: int = flag(6, "layers", type=positive, metavar="N")
+    n_heads: int = flag(4, "query heads", type=positive, metavar="N")
+    n_kv_heads: int = flag(4, "key/value heads; must divide the query heads", type=positive, metavar="N")
+    capacity: int = flag(
+        CAPACITY, "limit of 6 · parameters · training examples", type=positive, metavar="N",
+        names=("--capacity", "--capcaity"),
+    )  # fmt: skip
 
 
-def _add_course(train: argparse.ArgumentParser) -> None:
-    add = train.add_argument
-    add("--epochs", type=positive, default=10, help="passes over the training problems")
-    add("--batch_size", type=positive, default=1024, help="problems a step")
-    add("--lr", type=rate, default=1e-3, help="peak learning rate")
-    add("--save_dir", default="addition_models/best_model/", metavar="DIR", help="folder of all that the run writes")
-    add("--train_file", default="data/addition_train.txt", metavar="FILE",
-        help="training problems: drawn and written there; read if named and there")  # fmt: skip
-    add("--val_file", default="data/addition_dev.txt", metavar="FILE", help="the same for the dev problems")
-    add("--dim", type=positive, default=16, help="width of the residual stream")
-    add("--n_layers", type=positive, default=6, help="layers")
-    add("--n_heads", type=positive, default=4, help="query heads")
-    add("--n_kv_heads", type=positive, default=4, help="key/value heads; must divide the query heads")
-    add("--capacity", "--capcaity", type=positive, default=CAPACITY, help="6 · parameters · examples seen, at most")
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(Settings):
+    """the model, beyond the course"""
+
+    hidden_dim: int | None = flag(
+        None, "width of the feed-forward; by default 2/3 of 4·dim, rounded up to 32", type=positive, metavar="N"
+    )
+    head_dim: int | None = flag(None, "features per head; by default dim / n_heads", type=positive, metavar="N")
+    rope_theta: float = flag(10000.0, "base of the rotary frequencies", type=above_zero, metavar="THETA")
+    init_std: float | None = flag(
+        None, "standard deviation of the initial weights; by default 0.02, too little for a narrow model",
+        type=above_zero, metavar="STD",
+    )  # fmt: skip
+    norm_type: str = flag("layernorm", "norm of every layer", choices=("layernorm", "rmsnorm"))
 
 
-def _add_model(group) -> None:
-    add = group.add_argument
-    add("--hidden_dim", type=positive, metavar="N", help="width of the feed-forward; else 2/3 of 4·dim, up to 32s")
-    add("--head_dim", type=positive, metavar="N", help="features a head; dim / n_heads if not given")
-    add("--rope_theta", type=number(float, 0.0, above=True), default=10000.0, help="base of the rotation's angles")
-    add("--init_std", type=number(float, 0.0, above=True), metavar="STD",
-        help="standard deviation of the first weights; 0.02 if not given, little for a narrow model")  # fmt: skip
-    add("--norm_type", choices=("layernorm", "rmsnorm"), default="layernorm", help="norm of every layer")
+@dataclass(frozen=True, kw_only=True)
+class Optimization(Settings):
+    """the training, beyond the course"""
+
+    schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))
+    warmup_steps: int = flag(0, "steps over which the learning rate rises", type=count, metavar="N")
+    rate_floor: float = flag(0.0, "the schedule decays to this share of the peak", type=share, metavar="SHARE")
+    max_grad_norm: float | None = flag(None, "clip each seed's gradient to this norm", type=above_zero, metavar="G")
+    beta2: float = flag(0.999, "AdamW's second beta", type=number(float, 0.0, 0.99999), metavar="B")
+    weight_decay: float = flag(0.0, "decoupled weight decay, on all parameters", type=rate, metavar="W")
+    seeds: int = flag(1, "models trained side by side, with seeds SEED, SEED+1, …", type=positive, metavar="N")
+    evaluate_every: int = flag(0, "steps between evaluations; 0: once per epoch", type=count, metavar="N")
+    save_every: int = flag(0, "steps between saved training states; 0: once per epoch", type=count, metavar="N")
+    log_every: int = flag(50, "steps between lines of the log", type=positive, metavar="N")
+    stop_when_perfect: bool = flag(False, "stop when a seed makes no mistake on dev")
+    resume: bool = flag(False, "continue the run in --save_dir from its last saved state")
+    plain: bool = flag(False, "train the shared model instead of the batched layout (one seed)")
+    chunk: int | None = flag(None, "problems per forward pass; must divide the batch", type=positive, metavar="N")
+    no_compile: bool = flag(False, "do not compile the training step")
 
 
-def _add_training(group) -> None:
-    add = group.add_argument
-    add("--schedule", choices=("constant", "cosine", "linear"), default="constant", help="decay after the warm-up")
-    add("--warmup_steps", type=count, default=0, metavar="N", help="steps in which the rate rises")
-    add("--rate_floor", type=share, default=0.0, metavar="SHARE", help="decay to this share of the peak")
-    add("--max_grad_norm", type=number(float, 0.0, above=True), metavar="G", help="clip each seed's gradient to G")
-    add("--beta2", type=number(float, 0.0, 0.99999), default=0.999, metavar="B", help="AdamW's second beta")
-    add("--weight_decay", type=rate, default=0.0, metavar="W", help="decoupled decay, on all parameters")
-    add("--seeds", type=positive, default=1, metavar="N", help="train N models side by side, of seeds SEED, SEED+1, …")
-    add("--evaluate_every", type=count, default=0, metavar="N", help="steps between measurements; 0: each epoch")
-    add("--save_every", type=count, default=0, metavar="N", help="steps between saved states; 0: each epoch")
-    add("--log_every", type=positive, default=50, metavar="N", help="steps between lines of the log")
-    add("--stop_when_perfect", action="store_true", help="stop once a seed makes no mistake on dev")
-    add("--resume", action="store_true", help="go on with the run in --save_dir")
-    add("--plain", action="store_true", help="train the shared model as it is, not the fast layout (one seed)")
-    add("--chunk", type=positive, metavar="N", help="problems a forward pass; must divide the batch")
+@dataclass(frozen=True, kw_only=True)
+class SeedSearch(Settings):
+    """seed search: many seeds briefly, then the best"""
+
+    trial_seeds: int = flag(
+        0, "train N seeds on --trial_examples first, then continue the best --seeds of them", type=count, metavar="N"
+    )
+    trial_examples: int | None = flag(None, "examples per seed in the search", type=positive, metavar="N")
+    trial_lr: float | None = flag(None, "peak learning rate of the search; by default --lr", type=rate, metavar="RATE")
+    trial_batch_size: int | None = flag(
+        None, "problems per step of the search; by default --batch_size", type=positive, metavar="N"
+    )
 
 
-def _add_trial(group) -> None:
-    add = group.add_argument
-    add("--trial_seeds", type=count, default=0, metavar="N",
-        help="train N seeds on --trial_examples first; the best --seeds of them go on from there")  # fmt: skip
-    add("--trial_examples", type=positive, metavar="N", help="examples that each seed sees in the trial")
-    add("--trial_lr", type=rate, metavar="LR", help="peak learning rate of the trial; --lr if not given")
-    add("--trial_batch_size", type=positive, metavar="N", help="problems a step of it; --batch_size if not given")
+@dataclass(frozen=True, kw_only=True)
+class ProblemSettings(Settings):
+    """problems and files, beyond the course"""
+
+    examples: int | None = flag(
+        None, "training examples, instead of all that the capacity allows", type=positive, metavar="N"
+    )
+    dev_examples: int | None = flag(
+        None, "dev problems; by default 20 %% of the training problems", type=positive, metavar="N"
+    )
+    exclude: list[str] = flag(
+        [], "files of problems never to train on, in addition to the test files in data/", nargs="+", metavar="FILE"
+    )
+    nines: float = flag(
+        0.0, "share of training examples with long carry chains (one to three columns that sum to 9)", type=share,
+        metavar="SHARE",
+    )  # fmt: skip
+    no_data_files: bool = flag(False, "keep the problems in memory only")
 
 
-def _add_data(group) -> None:
-    add = group.add_argument
-    add("--examples", type=positive, metavar="N", help="examples seen, in place of all the capacity allows")
-    add("--dev_examples", type=positive, metavar="N", help="dev problems; 20 %% of the training problems if not given")
-    add("--exclude", nargs="+", default=[], metavar="FILE",
-        help="problems not to train on, besides the test problems in data/")  # fmt: skip
-    add("--nines", type=share, default=0.0, metavar="SHARE",
-        help="share of the examples drawn among training problems whose carries travel: one, two or three of their "
-             "lower columns sum to nine, each as likely")  # fmt: skip
-    add("--no_data_files", action="store_true", help="keep the problems in memory, write no data files")
+@dataclass(frozen=True, kw_only=True)
+class AdderTraining(ProblemSettings, SeedSearch, Optimization, ModelShape, CourseTraining):
+    """addition_run.py train"""
 
 
-def _add_test(test: argparse.ArgumentParser) -> None:
-    add = test.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="the trained model")
-    add("--test_file", default="data/addition_test.txt", metavar="FILE", help="problems to ask")
-    add("--max_gen_len", type=positive, default=10, metavar="N", help="tokens an answer may have")
-    add("--max_test_examples", type=positive, metavar="N", help="ask the first N problems alone")
-    add("--exhaustive", action="store_true", help="then ask all 81,000,000 problems")
+@dataclass(frozen=True, kw_only=True)
+class AdderTest(MachineSettings):
+    """the test"""
+
+    checkpoint: str = flag("", "the trained model", metavar="FILE", required=True)
+    test_file: str = flag(TEST_FILE, "test problems", metavar="FILE")
+    max_gen_len: int = flag(10, "tokens per answer at most", type=positive, metavar="N")
+    max_test_examples: int | None = flag(None, "test only the first N problems", type=positive, metavar="N")
+    exhaustive: bool = flag(False, "also test all 81,000,000 problems")
+    no_compile: bool = flag(False, "do not compile the exhaustive test")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parsed flags; `args.given` names those that stand on the command line. Exits with code 2 on a bad one."""
-    args = build_parser().parse_args(argv)
-    parser = build_parser()
-    for command in parser._subparsers._group_actions[0].choices.values():
-        for action in command._actions:
-            action.default = argparse.SUPPRESS
-    args.given = frozenset(vars(parser.parse_args(argv)))
-    return args
+@dataclass(frozen=True, kw_only=True)
+class AdditionSettings(MachineSettings):
+    """addition"""
+
+    prompt: str | None = flag(
+        None, "a problem, 1234+5678=; without it the model is tested on --test", metavar="PROBLEM"
+    )
+    pretrained_model_path: str = flag(BEST, "the adder", metavar="FILE", names=("--pretrained-model-path",))
+    test: str = flag(TEST_FILE, "test problems", metavar="FILE")
+
+    def as_test(self) -> AdderTest:
+        """The settings of `addition_run.py test` that this stands for."""
+        return AdderTest(
+            seed=self.seed, use_gpu=self.use_gpu, threads=self.threads, checkpoint=self.pretrained_model_path,
+            test_file=self.test,
+        )  # fmt: skip

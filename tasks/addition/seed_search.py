@@ -9,42 +9,43 @@ so that what goes on begins again at the peak rate, a warm restart (Loshchilov a
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
 
 from engine.train import run_log
 from tasks import plots
+from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, plan_run
 
 
-def plan_training(args: argparse.Namespace, device: torch.device) -> TrainingPlan:
+def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan:
     """A run, with its trial if the flags ask for one; all is checked before anything is trained.
 
     Raises ValueError or OSError, saying why.
     """
-    if not args.trial_seeds:
+    if not settings.trial_seeds:
         for name in ("trial_examples", "trial_lr", "trial_batch_size"):
-            if getattr(args, name) is not None:
+            if getattr(settings, name) is not None:
                 raise ValueError(f"--{name} is that of a trial: say how many seeds it has by --trial_seeds")
-        return plan_run(args, device)
-    if args.trial_seeds <= args.seeds or not args.trial_examples:
+        return plan_run(settings, device)
+    if settings.trial_seeds <= settings.seeds or not settings.trial_examples:
         raise ValueError("a trial of --trial_seeds needs --trial_examples, and more seeds than the --seeds that go on")
-    trial = plan_run(trial_flags(args), device)
-    plan = plan_run(args, device, spent=args.trial_examples, dev=trial.workload.dev)
+    trial = plan_run(search_settings(settings), device)
+    plan = plan_run(settings, device, spent=settings.trial_examples, dev=trial.workload.dev)
     plan.trial = trial
     return plan
 
 
-def trial_flags(args: argparse.Namespace) -> argparse.Namespace:
-    """The flags of the trial as a run of its own, in the folder `trial`; it writes no data files."""
-    changed = {
-        "seeds": args.trial_seeds, "examples": args.trial_examples, "epochs": 1, "lr": args.trial_lr or args.lr,
-        "batch_size": args.trial_batch_size or args.batch_size, "save_dir": str(Path(args.save_dir) / "trial"),
-        "no_data_files": True, "stop_when_perfect": False, "trial_seeds": 0, "trial_examples": None,
-    }  # fmt: skip
-    return argparse.Namespace(**vars(args) | changed)
+def search_settings(settings: AdderTraining) -> AdderTraining:
+    """The search as a run of its own, in the folder `trial`; it writes no data files."""
+    return dataclasses.replace(
+        settings, seeds=settings.trial_seeds, examples=settings.trial_examples, epochs=1,
+        lr=settings.trial_lr or settings.lr, batch_size=settings.trial_batch_size or settings.batch_size,
+        save_dir=str(Path(settings.save_dir) / "trial"), no_data_files=True, stop_when_perfect=False, trial_seeds=0,
+        trial_examples=None, trial_lr=None, trial_batch_size=None,
+    )  # fmt: skip
 
 
 def hold_trial(plan: TrainingPlan) -> dict:

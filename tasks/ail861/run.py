@@ -18,7 +18,8 @@ from pathlib import Path
 
 from engine.io.files import check_readable, write_text
 from tasks.ail861 import report as ail861_report
-from tasks.cli import new_parser, positive
+from tasks.cli import new_parser
+from tasks.settings import positive
 from tasks.stories.data import SEPARATOR, read_documents
 from tasks.stories.fasttext import require_gensim
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -41,7 +40,9 @@ from tasks.sentiment.data import (
     read_label_names,
     tokenise,
 )
+from tasks.sentiment.flags import FinetuneSettings, LoraSettings, PromptSettings, SentimentSettings
 from tasks.sentiment.report import measure, predict, report, seeds_summary, write_predictions
+from tasks.settings import shared_fields
 from tokenizer import AnyTokenizer
 from utils import DTYPES, autocast, check_compiler, compile_methods, set_up
 
@@ -54,7 +55,7 @@ LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
 class Setting:
     """All that the runs of one command share."""
 
-    args: argparse.Namespace
+    settings: SentimentSettings
     device: torch.device
     label_names: list[str]
     splits: dict[str, Examples]
@@ -64,38 +65,39 @@ class Setting:
 
     def batches(self, split: str, seed: int = 0) -> SentenceBatches:
         """The batches of "train", "dev" or "test"."""
-        return SentenceBatches(self.splits[split], self.args.batch_size, self.tokenizer.pad_id, seed)
+        return SentenceBatches(self.splits[split], self.settings.batch_size, self.tokenizer.pad_id, seed)
 
     def predict(self, model: nn.Module, split: str) -> np.ndarray:
         """The predicted labels of a split, in the file's order."""
-        with autocast(self.device, DTYPES[self.args.dtype]):
-            return predict(model, self.batches(split), self.device, as_filed=self.args.pooling == "last_column")
+        with autocast(self.device, DTYPES[self.settings.dtype]):
+            return predict(model, self.batches(split), self.device, as_filed=self.settings.pooling == "last_column")
 
     def config(self) -> SimpleNamespace:
         """What the course's constructors read."""
-        flags = {name: getattr(self.args, name) for name in ("hidden_dropout_prob", "option", "pooling")}
+        names = ("hidden_dropout_prob", "option", "pooling")
+        flags = {name: getattr(self.settings, name) for name in names if hasattr(self.settings, name)}
         return SimpleNamespace(num_labels=len(self.label_names), pad_id=self.tokenizer.pad_id, **flags)
 
 
-def _set_up(args: argparse.Namespace, splits: tuple[str, ...]) -> Setting:
+def _set_up(settings: SentimentSettings, splits: tuple[str, ...]) -> Setting:
     """Reads the data before the model is loaded, so that a fault in it is told at once."""
-    device = set_up(args.seed, args.use_gpu, args.threads)
-    for target in (args.dev_out, args.test_out):
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    for target in (settings.dev_out, settings.test_out):
         check_writable(target)
     try:
-        names = read_label_names(args.label_names)
-        examples = {split: read_examples(getattr(args, split), len(names)) for split in splits}
+        names = read_label_names(settings.label_names)
+        examples = {split: read_examples(getattr(settings, split), len(names)) for split in splits}
     except FileNotFoundError as error:
         hint = "setup.sh puts the course's data into data/, and data/reviews-*.txt are there already"
         raise FileNotFoundError(f"{error} ({hint})") from None
     for found in examples.values():
         print(f"load {len(found)} data from {found.path}")
-    llama, tokenizer, path = load_model(args, device)
+    llama, tokenizer, path = load_model(settings, device)
     tokenizer.max_len = None  # `tokenise` cuts, and leaves the prompt's question whole
-    if args.no_causal_mask:
+    if settings.no_causal_mask:
         _uncover(llama)
-    Path(args.save_dir).mkdir(parents=True, exist_ok=True)
-    return Setting(args, device, names, examples, llama, tokenizer, path)
+    Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
+    return Setting(settings, device, names, examples, llama, tokenizer, path)
 
 
 def _uncover(llama: Llama) -> None:
@@ -107,36 +109,34 @@ def _uncover(llama: Llama) -> None:
 
 def _tokenise(setting: Setting, limit: int, suffix: str = "") -> None:
     for found in setting.splits.values():
-        tokenise(found, setting.tokenizer, limit, setting.args.max_sentence_len, suffix)
+        tokenise(found, setting.tokenizer, limit, setting.settings.max_sentence_len, suffix)
         if found.cut:
             print(f"{found.cut} of {len(found)} sentences of {found.path} are cut to fit")
 
 
-def _dataset(args: argparse.Namespace, split: str) -> str:
+def _dataset(settings: SentimentSettings, split: str) -> str:
     """`data/sst-dev.txt` -> `sst`."""
-    return Path(getattr(args, split)).stem.removesuffix(f"-{split}")
+    return Path(getattr(settings, split)).stem.removesuffix(f"-{split}")
 
 
-def prepare_prompt(args: argparse.Namespace) -> Callable[[], None]:
+def prepare_prompt(settings: PromptSettings) -> Callable[[], None]:
     """Loads all that zero-shot classification needs; returns what does it. Raises ValueError or OSError."""
-    if args.seeds is not None:
-        raise ValueError("--seeds: --option prompt draws nothing at random")
-    setting = _set_up(args, ("dev", "test"))
+    setting = _set_up(settings, ("dev", "test"))
     suffix = prompt_suffix(setting.label_names)
-    read = suffix if args.label_scoring == "course" else suffix.rstrip()  # a label's first piece brings its own space
+    read = suffix if settings.label_scoring == "course" else suffix.rstrip()  # a label's first piece has the space
     model = LlamaZeroShotClassifier(
-        setting.config(), setting.tokenizer, setting.label_names, setting.llama, args.label_scoring
+        setting.config(), setting.tokenizer, setting.label_names, setting.llama, settings.label_scoring
     ).eval()
     _tokenise(setting, setting.llama.config.max_seq_len - max(map(len, model.label_name_ids)), read)
-    folder = Path(args.save_dir) / f"prompt-{_dataset(args, 'dev')}"
+    folder = Path(settings.save_dir) / f"prompt-{_dataset(settings, 'dev')}"
     folder.mkdir(exist_ok=True)
 
     def work() -> None:
-        if args.calibrate:
+        if settings.calibrate:
             shares = model.calibrate(content_free_ids(setting.tokenizer, read)).tolist()
             said = ", ".join(f"{name} {share:.3f}" for name, share in zip(setting.label_names, shares, strict=True))
             print(f"calibrated by what the model answers to nothing: {said}")
-        _finish(setting, model, folder, {"dev": args.dev_out, "test": args.test_out}, suffix)
+        _finish(setting, model, folder, {"dev": settings.dev_out, "test": settings.test_out}, suffix)
 
     return work
 
@@ -196,57 +196,54 @@ class SentimentWorkload:
         return measured
 
 
-def prepare_training(args: argparse.Namespace) -> Callable[[], None]:
+def prepare_training(settings: FinetuneSettings) -> Callable[[], None]:
     """Checks and loads everything for fine-tuning or LoRA; returns what trains. Raises ValueError or OSError."""
-    if args.optimizer != "adamw":
-        raise ValueError("--optimizer: fine-tuning has AdamW alone")
-    if args.calibrate or args.label_scoring != "course":
-        raise ValueError("--calibrate and --label_scoring belong to --option prompt")
-    if args.pooling == "last_column" and distributed.size() > 1:
+    if settings.pooling == "last_column" and distributed.size() > 1:
         raise ValueError("--pooling last_column reads the padding of whole batches: start it without torchrun")
-    setting = _set_up(args, ("train", "dev", "test"))
+    setting = _set_up(settings, ("train", "dev", "test"))
     for split in ("train", "dev"):
         if len(set(setting.splits[split].labels)) == 1:
-            raise ValueError(f"every label of {getattr(args, split)} is the same: there is nothing to learn from it")
+            raise ValueError(f"every label of {getattr(settings, split)} is the same: there is nothing to learn")
     _tokenise(setting, setting.llama.config.max_seq_len)
-    seeds = args.seeds or [args.seed]
+    seeds = settings.seeds or [settings.seed]
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds: one of them stands there twice")
-    if args.option == "lora":
-        _adapt(copy.deepcopy(setting.llama), args)  # refuses a rank that does not fit
-    if args.compile:
+    if settings.option == "lora":
+        _adapt(copy.deepcopy(setting.llama), settings)  # refuses a rank that does not fit
+    if settings.compile:
         check_compiler(setting.device)
     identity = _identity(setting)
     for seed in seeds:
-        folder = run_folder(args, seed)
+        folder = run_folder(settings, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        if args.resume and (folder / "last.pt").exists():
+        if settings.resume and (folder / "last.pt").exists():
             read_state(folder / "last.pt", identity | {"seed": seed})
     return lambda: _train_all(setting, seeds, identity)
 
 
-def run_folder(args: argparse.Namespace, seed: int) -> Path:
+def run_folder(settings: FinetuneSettings, seed: int) -> Path:
     """The folder of one run: option, data set, rate, epochs and seed."""
-    return Path(args.save_dir) / f"{args.option}-{_dataset(args, 'train')}-{args.lr:g}-{args.epochs}-{seed}"
+    name = f"{settings.option}-{_dataset(settings, 'train')}-{settings.lr:g}-{settings.epochs}-{seed}"
+    return Path(settings.save_dir) / name
 
 
 def _identity(setting: Setting) -> dict[str, Any]:
     """What makes the runs of a command what they are, but for the seed."""
-    args = setting.args
-    files = {name: getattr(args, name) for name in ("train", "dev", "label_names")} | {"model": setting.model_path}
+    settings = setting.settings
+    files = {name: getattr(settings, name) for name in ("train", "dev", "label_names")} | {"model": setting.model_path}
     digests = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for name, path in files.items()}
-    flags = IDENTITY_FLAGS + (LORA_FLAGS if args.option == "lora" else ())
-    return setting.llama.config.to_dict() | digests | {name: getattr(args, name) for name in flags}
+    flags = IDENTITY_FLAGS + (LORA_FLAGS if settings.option == "lora" else ())
+    return setting.llama.config.to_dict() | digests | {name: getattr(settings, name) for name in flags}
 
 
 def _train_all(setting: Setting, seeds: list[int], identity: dict[str, Any]) -> None:
     """One run after the other. The files named on the command line hold the first seed's predictions."""
     results = []
     for place, seed in enumerate(seeds):
-        folder = run_folder(setting.args, seed)
+        folder = run_folder(setting.settings, seed)
         if len(seeds) > 1:
             print(f"seed {seed}")
-        targets = {split: getattr(setting.args, f"{split}_out") for split in ("dev", "test")}
+        targets = {split: getattr(setting.settings, f"{split}_out") for split in ("dev", "test")}
         if place > 0:
             targets = {split: folder / Path(target).name for split, target in targets.items()}
         results.append(_train_one(setting, seed, folder, identity | {"seed": seed}, targets))
@@ -257,18 +254,19 @@ def _train_all(setting: Setting, seeds: list[int], identity: dict[str, Any]) -> 
 def _train_one(
     setting: Setting, seed: int, folder: Path, identity: dict[str, Any], targets: dict[str, str | Path]
 ) -> dict[str, float]:
-    args = setting.args
+    settings = setting.settings
     torch.manual_seed(seed)
     model = build_classifier(setting)
-    if args.compile:
+    if settings.compile:
         compile_methods(model.llama, "hidden_states", "hidden_states_at")
     log = RunLog(folder / "log.jsonl")
     workload = SentimentWorkload(setting, seed, lambda trained, path: _save_best(setting, trained, path))
+    how = TrainSettings(**shared_fields(settings, TrainSettings))
     trainer = Trainer(
-        model, _optimizer(model, args), workload, _settings(args), folder, setting.device, log, identity,
-        lambda progress, measured: _epoch_line(args.option, progress, measured),
+        model, _optimizer(model, settings), workload, how, folder, setting.device, log, identity,
+        lambda progress, measured: _epoch_line(settings.option, progress, measured),
     )  # fmt: skip
-    if args.resume and trainer.state_path.exists():
+    if settings.resume and trainer.state_path.exists():
         trainer.resume()
     elif distributed.is_first():
         for left in ("last.pt", "best.pt", "merged.pt", "log.jsonl"):
@@ -284,13 +282,13 @@ def build_classifier(setting: Setting) -> LlamaEmbeddingClassifier:
     """A classifier on a copy of the pretrained model; factors and head are drawn from torch's global generator."""
     llama = copy.deepcopy(setting.llama)
     model = LlamaEmbeddingClassifier(setting.config(), llama)
-    if setting.args.option == "lora":
-        _adapt(model.llama, setting.args)
+    if setting.settings.option == "lora":
+        _adapt(model.llama, setting.settings)
     return model.to(setting.device)
 
 
-def _adapt(llama: Llama, args: argparse.Namespace) -> None:
-    apply_lora(llama, args.lora_rank, args.lora_alpha, TARGETS[args.lora_targets])
+def _adapt(llama: Llama, settings: LoraSettings) -> None:
+    apply_lora(llama, settings.lora_rank, settings.lora_alpha, TARGETS[settings.lora_targets])
 
 
 def _trained_line(model: nn.Module) -> str:
@@ -299,16 +297,11 @@ def _trained_line(model: nn.Module) -> str:
     return f"training {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)"
 
 
-def _settings(args: argparse.Namespace) -> TrainSettings:
-    names = ("epochs", "schedule", "warmup_steps", "rate_floor", "accumulation", "dtype", "evaluate_every")
-    return TrainSettings(**{name: getattr(args, name) for name in (*names, "save_every", "patience")})
-
-
-def _optimizer(model: nn.Module, args: argparse.Namespace) -> AdamW:
+def _optimizer(model: nn.Module, settings: FinetuneSettings) -> AdamW:
     """The course's AdamW: one group, so that clipping takes all gradients together, unless matrices decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = decay_groups(model, args.weight_decay) if args.weight_decay else [{"params": trained}]
-    return AdamW(groups, lr=args.lr, max_grad_norm=args.max_grad_norm)
+    groups = decay_groups(model, settings.weight_decay) if settings.weight_decay else [{"params": trained}]
+    return AdamW(groups, lr=settings.lr, max_grad_norm=settings.max_grad_norm)
 
 
 def _epoch_line(option: str, progress: Progress, measured: dict[str, float]) -> str:
@@ -320,7 +313,7 @@ def _epoch_line(option: str, progress: Progress, measured: dict[str, float]) -> 
 
 
 def _save_best(setting: Setting, model: LlamaEmbeddingClassifier, path: Path) -> None:
-    if setting.args.option == "lora":
+    if setting.settings.option == "lora":
         save_adapter(path, model)
     else:
         save_classifier(path, model, setting.label_names, setting.tokenizer.model_path)
@@ -328,7 +321,7 @@ def _save_best(setting: Setting, model: LlamaEmbeddingClassifier, path: Path) ->
 
 def _restore_best(setting: Setting, model: LlamaEmbeddingClassifier, folder: Path) -> LlamaEmbeddingClassifier:
     """The best model as its file has it; of a LoRA run merged, which is written too."""
-    if setting.args.option == "lora":
+    if setting.settings.option == "lora":
         load_adapter(folder / "best.pt", model)
         merge_lora_weights(model)
         if distributed.is_first():

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import math
@@ -25,6 +24,7 @@ from engine.train.losses import token_nll
 from llama import Llama
 from tasks import plots
 from tasks.attention_maps import attention_weights
+from tasks.stories.flags import EvaluateSettings
 from tokenizer import AnyTokenizer
 
 PROMPT = 5  # tokens of a story that are given, BOS not counted
@@ -42,9 +42,9 @@ class Story:
     text: str
 
 
-def check(args: argparse.Namespace) -> None:
+def check(settings: EvaluateSettings) -> None:
     """Raises ValueError where stories cannot be measured: no folder for the results, no sacrebleu."""
-    if args.save_dir is None:
+    if settings.save_dir is None:
         raise ValueError("--stories needs --save_dir: a folder for the continuations and attention maps")
     if importlib.util.find_spec("sacrebleu") is None:
         raise ValueError("sacrebleu is not installed: pip install -r requirements-ail861.txt")
@@ -76,21 +76,21 @@ def room(model: Llama, max_new_tokens: int) -> int:
     return max(1, min(max_new_tokens, model.config.max_seq_len - PROMPT - 1))
 
 
-def report(model: Llama, tokenizer: AnyTokenizer, documents: list[str], args: argparse.Namespace) -> dict:
+def report(model: Llama, tokenizer: AnyTokenizer, documents: list[str], settings: EvaluateSettings) -> dict:
     """Measures all and writes continuations and attention maps into --save_dir."""
-    new, folder = room(model, args.max_new_tokens), Path(args.save_dir)
-    stories = choose(documents, tokenizer, args.stories, new)
+    new, folder = room(model, settings.max_new_tokens), Path(settings.save_dir)
+    stories = choose(documents, tokenizer, settings.stories, new)
     measured = {"stories": len(stories), "prompt_tokens": PROMPT, "new_tokens": new}
     measured["continuation_perplexity"] = round(continuation_perplexity(model, stories), 3)
     texts = {"prompt": [tokenizer.decode(story.prompt) for story in stories], "truth": [s.text for s in stories]}
     measured["decoding"] = {}
-    for name, decode in ways(model, tokenizer, new, args).items():
+    for name, decode in ways(model, tokenizer, new, settings).items():
         measured["decoding"][name], texts[name] = _timed(decode, stories, tokenizer)
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in measured["decoding"][name].items()))
     measured["cache"] = cache_speed(model, [story.prompt for story in stories], new)
     rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     write_text(folder / "continuations.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    for number, ids in enumerate(_sentences(stories, tokenizer, args), start=1):
+    for number, ids in enumerate(_sentences(stories, tokenizer, settings), start=1):
         maps = attention_weights(model, torch.tensor(ids, device=model.device)).float().cpu().numpy()
         labels = [tokenizer.decode([token]) or "<sos>" for token in ids]
         plots.attention_maps(maps, labels, folder / f"attention-{number}.png")
@@ -108,9 +108,9 @@ def continuation_perplexity(model: Llama, stories: list[Story]) -> float:
     return math.exp(total / sum(len(story.continuation) for story in stories))
 
 
-def ways(model: Llama, tokenizer: AnyTokenizer, new: int, args: argparse.Namespace) -> dict[str, Decode]:
+def ways(model: Llama, tokenizer: AnyTokenizer, new: int, settings: EvaluateSettings) -> dict[str, Decode]:
     """The ways of decoding compared, by name, each for one prompt at a time."""
-    generator = torch.Generator(model.device).manual_seed(args.seed)
+    generator = torch.Generator(model.device).manual_seed(settings.seed)
 
     def sampled(sampler: Sampler) -> Decode:
         return lambda prompt: [
@@ -120,7 +120,7 @@ def ways(model: Llama, tokenizer: AnyTokenizer, new: int, args: argparse.Namespa
     def beams(width: int) -> Decode:
         return lambda prompt: beam(model, prompt, width, new, tokenizer.eos_id)[0].tokens
 
-    rules = {"greedy": Sampler(0.0), f"sampling (top-p {args.top_p})": Sampler(1.0, top_p=args.top_p)}
+    rules = {"greedy": Sampler(0.0), f"sampling (top-p {settings.top_p})": Sampler(1.0, top_p=settings.top_p)}
     found = {name: sampled(sampler) for name, sampler in rules.items()}
     return found | {f"beam {width}": beams(width) for width in (5, 10)}
 
@@ -157,9 +157,9 @@ def cache_speed(model: Llama, prompts: list[list[int]], new: int) -> dict:
     }  # fmt: skip
 
 
-def _sentences(stories: list[Story], tokenizer: AnyTokenizer, args: argparse.Namespace) -> list[list[int]]:
+def _sentences(stories: list[Story], tokenizer: AnyTokenizer, settings: EvaluateSettings) -> list[list[int]]:
     """The lines of --prompt_file, or how the first three stories begin."""
-    if args.prompt_file is None:
+    if settings.prompt_file is None:
         return [(story.prompt + story.continuation)[:SHOWN] for story in stories[:3]]
-    lines = Path(args.prompt_file).read_text(encoding="utf-8").splitlines()
+    lines = Path(settings.prompt_file).read_text(encoding="utf-8").splitlines()
     return [tokenizer.encode(line, bos=True, eos=False) for line in lines if line.strip()]

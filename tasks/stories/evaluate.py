@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -23,34 +22,35 @@ from llama import Llama
 from tasks.pretrained import load_model
 from tasks.stories import continuations as evaluate_stories
 from tasks.stories.data import StoryBatches, encode_documents, read_documents
+from tasks.stories.flags import EvaluateSettings
 from tokenizer import AnyTokenizer
 from utils import set_up
 
 BATCH_TOKENS = 4096
 
 
-def prepare(args: argparse.Namespace) -> Callable[[], None]:
+def prepare(settings: EvaluateSettings) -> Callable[[], None]:
     """Checks the corpus and loads the model; returns what measures. Raises ValueError or OSError."""
-    documents = [document for path in args.corpus for document in read_documents(path)]
-    if args.stories:
-        evaluate_stories.check(args)
+    documents = [document for path in settings.corpus for document in read_documents(path)]
+    if settings.stories:
+        evaluate_stories.check(settings)
     target = None
-    if args.save_dir is not None:
-        Path(args.save_dir).mkdir(parents=True, exist_ok=True)
-        target = check_writable(Path(args.save_dir) / "evaluate.json")
-    device = set_up(args.seed, args.use_gpu, args.threads)
-    model, tokenizer, path = load_model(args, device)
+    if settings.save_dir is not None:
+        Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
+        target = check_writable(Path(settings.save_dir) / "evaluate.json")
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    model, tokenizer, path = load_model(settings, device)
     print(f"load model from {path}")
-    if args.stride is not None and args.stride > model.config.max_seq_len:
-        raise ValueError(f"--stride {args.stride} is more than the model's {model.config.max_seq_len} positions")
-    if args.stories:
-        evaluate_stories.choose(documents, tokenizer, args.stories, 1)
+    if settings.stride is not None and settings.stride > model.config.max_seq_len:
+        raise ValueError(f"--stride {settings.stride} is more than the model's {model.config.max_seq_len} positions")
+    if settings.stories:
+        evaluate_stories.choose(documents, tokenizer, settings.stories, 1)
 
     def work() -> None:
-        measured = measure(model, tokenizer, documents, args.stride)
+        measured = measure(model, tokenizer, documents, settings.stride)
         print("\n".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in measured.items()))
-        if args.stories:
-            measured["continuations"] = evaluate_stories.report(model, tokenizer, documents, args)
+        if settings.stories:
+            measured["continuations"] = evaluate_stories.report(model, tokenizer, documents, settings)
         if target is not None:
             write_text(target, json.dumps(measured, indent=2) + "\n")
             print(f"wrote {target}")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -32,8 +31,10 @@ from llama import Llama
 from optimizer import AdamW, decay_groups
 from tasks import plots
 from tasks.pretrained import load_model
+from tasks.settings import shared_fields
 from tasks.stories.data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tasks.stories.fasttext import fill_embeddings
+from tasks.stories.flags import PretrainSettings, TokenizerSettings
 from tasks.stories.packing import PackedBatches
 from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
 from utils import check_compiler, compile_methods, set_up
@@ -47,14 +48,14 @@ TRAINING_FLAGS += ("embeddings", "freeze_embeddings")
 class StoryWorkload:
     """Next-token prediction on a corpus, a share of whose documents is held out to choose the best checkpoint."""
 
-    def __init__(self, data: TokenFile, tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Namespace):
-        training, held_out = split_documents(len(data), args.held_out, args.seed)
+    def __init__(self, data: TokenFile, tokenizer: AnyTokenizer, config: LlamaConfig, settings: PretrainSettings):
+        training, held_out = split_documents(len(data), settings.held_out, settings.seed)
         kind = StoryBatches
-        if args.packing != "off":
-            kind = partial(PackedBatches, crossing=args.packing == "crossing")
-        self.training = kind(data, training, config.max_seq_len, args.batch_tokens, args.seed)
-        self.held_out = StoryBatches(data, held_out, config.max_seq_len, args.batch_tokens, args.seed)
-        self.validation = _validation(tokenizer, config, args)
+        if settings.packing != "off":
+            kind = partial(PackedBatches, crossing=settings.packing == "crossing")
+        self.training = kind(data, training, config.max_seq_len, settings.batch_tokens, settings.seed)
+        self.held_out = StoryBatches(data, held_out, config.max_seq_len, settings.batch_tokens, settings.seed)
+        self.validation = _validation(tokenizer, config, settings)
         self.config, self.tokenizer = config, tokenizer
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
@@ -103,106 +104,100 @@ def _mean_loss(model: Llama, batches: StoryBatches) -> float:
     return float(total / count)
 
 
-def _validation(tokenizer: AnyTokenizer, config: LlamaConfig, args: argparse.Namespace) -> StoryBatches | None:
-    if args.valid is None:
+def _validation(tokenizer: AnyTokenizer, config: LlamaConfig, settings: PretrainSettings) -> StoryBatches | None:
+    if settings.valid is None:
         return None
-    data = encode_documents(read_documents(args.valid), tokenizer)
-    return StoryBatches(data, np.arange(len(data)), config.max_seq_len, args.batch_tokens, args.seed)
+    data = encode_documents(read_documents(settings.valid), tokenizer)
+    return StoryBatches(data, np.arange(len(data)), config.max_seq_len, settings.batch_tokens, settings.seed)
 
 
-def prepare(args: argparse.Namespace) -> Callable[[], None]:
+def prepare(settings: PretrainSettings) -> Callable[[], None]:
     """Checks and loads everything; returns what trains. Raises ValueError or OSError before any work is done."""
-    device = set_up(args.seed, args.use_gpu, args.threads)
-    begun = "pretrained_model_path" in args.given
-    model, tokenizer = _continued_model(args, device) if begun else _new_model(args, device)
-    if args.compile and args.gradient_checkpointing:
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    begun = "pretrained_model_path" in settings.given
+    model, tokenizer = _continued_model(settings, device) if begun else _new_model(settings, device)
+    if settings.compile and settings.gradient_checkpointing:
         raise ValueError("--compile and --gradient_checkpointing do not go together")
-    if args.compile:
+    if settings.compile:
         check_compiler(device)
         compile_methods(model, "hidden_states")
-    model.recompute, config = args.gradient_checkpointing, model.config
-    folder = Path(args.save_dir)
+    model.recompute, config = settings.gradient_checkpointing, model.config
+    folder = Path(settings.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
-    if args.export is not None:
-        check_writable(args.export)
-    if (folder / "last.pt").exists() and not args.resume:
+    if settings.export is not None:
+        check_writable(settings.export)
+    if (folder / "last.pt").exists() and not settings.resume:
         raise ValueError(f"{folder} holds a run already: go on with it by --resume, or name another --save_dir")
-    data = tokenise(args.corpus, tokenizer, folder / "cache")
-    workload = StoryWorkload(data, tokenizer, config, args)
-    identity = config.to_dict() | {name: getattr(args, name) for name in TRAINING_FLAGS} | {"data": data.digest}
-    if args.packing != "off":
-        identity["packing"] = args.packing
+    data = tokenise(settings.corpus, tokenizer, folder / "cache")
+    workload = StoryWorkload(data, tokenizer, config, settings)
+    identity = config.to_dict() | {name: getattr(settings, name) for name in TRAINING_FLAGS} | {"data": data.digest}
+    if settings.packing != "off":
+        identity["packing"] = settings.packing
     if begun:
-        identity["pretrained"] = hashlib.sha256(Path(args.pretrained_model_path).read_bytes()).hexdigest()[:16]
+        identity["pretrained"] = hashlib.sha256(Path(settings.pretrained_model_path).read_bytes()).hexdigest()[:16]
     log = RunLog(folder / "log.jsonl")
-    trainer = Trainer(model, _optimizer(model, args), workload, _settings(args), folder, device, log, identity)
-    if args.resume and trainer.state_path.exists():
+    how = TrainSettings(**shared_fields(settings, TrainSettings))
+    trainer = Trainer(model, _optimizer(model, settings), workload, how, folder, device, log, identity)
+    if settings.resume and trainer.state_path.exists():
         trainer.resume()
-    return lambda: _train(trainer, model, args)
+    return lambda: _train(trainer, model, settings)
 
 
-def _new_model(args: argparse.Namespace, device: torch.device) -> tuple[Llama, AnyTokenizer]:
+def _new_model(settings: PretrainSettings, device: torch.device) -> tuple[Llama, AnyTokenizer]:
     """Fresh weights over --tokenizer; embeddings from --embeddings where it is given, and frozen if asked."""
-    tokenizer = load_tokenizer(args.tokenizer)
-    fields = {name: getattr(args, name) for name in CONFIG_FLAGS}
-    config = LlamaConfig(vocab_size=tokenizer.n_words, tie_embeddings=not args.untied_output, **fields)
-    if args.freeze_embeddings and not args.untied_output:
+    tokenizer = load_tokenizer(settings.tokenizer)
+    fields = {name: getattr(settings, name) for name in CONFIG_FLAGS}
+    config = LlamaConfig(vocab_size=tokenizer.n_words, tie_embeddings=not settings.untied_output, **fields)
+    if settings.freeze_embeddings and not settings.untied_output:
         raise ValueError("--freeze_embeddings needs --untied_output: a tied output must learn")
-    if args.embeddings is not None and not isinstance(tokenizer, WordTokenizer):
+    if settings.embeddings is not None and not isinstance(tokenizer, WordTokenizer):
         raise ValueError(f"--embeddings are of words: {tokenizer.model_path} is no vocabulary of words (.json)")
     model = Llama(config)
-    if args.embeddings is not None:
-        missing = fill_embeddings(model.tok_embeddings.weight, tokenizer.words, args.embeddings, len(SPECIAL))
+    if settings.embeddings is not None:
+        missing = fill_embeddings(model.tok_embeddings.weight, tokenizer.words, settings.embeddings, len(SPECIAL))
         words = tokenizer.n_words - len(SPECIAL)
-        print(f"{args.embeddings}: vectors of {words - missing} of {words} words; {missing} start at random")
-    model.tok_embeddings.weight.requires_grad_(not args.freeze_embeddings)
+        print(f"{settings.embeddings}: vectors of {words - missing} of {words} words; {missing} start at random")
+    model.tok_embeddings.weight.requires_grad_(not settings.freeze_embeddings)
     return model.to(device), tokenizer
 
 
-def _continued_model(args: argparse.Namespace, device: torch.device) -> tuple[Llama, AnyTokenizer]:
+def _continued_model(settings: PretrainSettings, device: torch.device) -> tuple[Llama, AnyTokenizer]:
     """The model of --pretrained-model-path as it is, but for a --dropout that is given.
 
     Raises ValueError for a flag that asks for another shape than the checkpoint has.
     """
-    if args.embeddings is not None:
+    if settings.embeddings is not None:
         raise ValueError("--embeddings are for a new model: --pretrained-model-path brings its own")
-    model, tokenizer, path = load_model(args, device)
+    model, tokenizer, path = load_model(settings, device)
     tokenizer.max_len = None  # documents are not cut: long ones make several rows
     config = model.config
     for name in CONFIG_FLAGS:
         own = config.ffn_dim if name == "hidden_dim" else getattr(config, name)
-        if name in args.given - {"dropout"} and getattr(args, name) != own:
-            raise ValueError(f"--{name} {getattr(args, name)}: {path} has {own}, and keeps it")
-    if args.untied_output and config.tie_embeddings:
+        if name in settings.given - {"dropout"} and getattr(settings, name) != own:
+            raise ValueError(f"--{name} {getattr(settings, name)}: {path} has {own}, and keeps it")
+    if settings.untied_output and config.tie_embeddings:
         raise ValueError(f"--untied_output: the output of {path} is tied to its embedding")
-    if args.freeze_embeddings and config.tie_embeddings:
+    if settings.freeze_embeddings and config.tie_embeddings:
         raise ValueError(f"--freeze_embeddings: the output of {path} is tied to its embedding, and must learn")
-    if "dropout" in args.given:
-        config.dropout = args.dropout
+    if "dropout" in settings.given:
+        config.dropout = settings.dropout
         for module in model.modules():
             if isinstance(module, nn.Dropout):
-                module.p = args.dropout
-    model.tok_embeddings.weight.requires_grad_(not args.freeze_embeddings)
+                module.p = settings.dropout
+    model.tok_embeddings.weight.requires_grad_(not settings.freeze_embeddings)
     return model, tokenizer
 
 
-def _settings(args: argparse.Namespace) -> TrainSettings:
-    return TrainSettings(
-        epochs=args.epochs, schedule=args.schedule, warmup_steps=args.warmup_steps, rate_floor=args.rate_floor,
-        accumulation=args.accumulation, dtype=args.dtype, evaluate_every=args.evaluate_every,
-        save_every=args.save_every, patience=args.patience,
-    )  # fmt: skip
-
-
-def _optimizer(model: Llama, args: argparse.Namespace) -> AdamW:
-    kind, groups = {"adamw": (AdamW, decay_groups), "muon": (Muon, muon_groups)}[args.optimizer]
+def _optimizer(model: Llama, settings: PretrainSettings) -> AdamW:
+    kind, groups = {"adamw": (AdamW, decay_groups), "muon": (Muon, muon_groups)}[settings.optimizer]
     return kind(
-        groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), eps=1e-8, max_grad_norm=args.max_grad_norm
+        groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.95), eps=1e-8,
+        max_grad_norm=settings.max_grad_norm,
     )
 
 
-def _train(trainer: Trainer, model: Llama, args: argparse.Namespace) -> None:
+def _train(trainer: Trainer, model: Llama, settings: PretrainSettings) -> None:
     folder, workload = trainer.folder, trainer.workload
     rows = len(workload.training.rows)
     print(f"{model.parameter_count():,} parameters, {rows:,} rows of text, {trainer.total_steps:,} steps")
@@ -211,18 +206,19 @@ def _train(trainer: Trainer, model: Llama, args: argparse.Namespace) -> None:
         return
     plots.training_curves(folder / "log.jsonl", folder / "loss_curve.png")
     print(f"best held-out loss {-progress.best_score:.4f} nats a token; wrote {folder / 'best.pt'}")
-    if args.export is not None:
-        _export(folder, Path(args.export), Path(workload.tokenizer.model_path), progress, args)
+    if settings.export is not None:
+        _export(folder, Path(settings.export), Path(workload.tokenizer.model_path), progress, settings)
 
 
-def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, args: argparse.Namespace) -> None:
+def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, settings: PretrainSettings) -> None:
     """Writes the best model in bfloat16 to `target`; beside it its settings, its log (every tenth step), its curves."""
     best = read_checkpoint(folder / "best.pt")
     state = {name: tensor.bfloat16() for name, tensor in best.state_dict.items()}
     save_checkpoint(target, best.config, state, tokenizer)
     result = {"held_out_loss": -progress.best_score, "steps": progress.step, "tokens": progress.targets}
     result["hours"] = round(progress.seconds / 3600, 2)
-    training = asdict(_settings(args)) | {name: getattr(args, name) for name in TRAINING_FLAGS}
+    how = TrainSettings(**shared_fields(settings, TrainSettings))
+    training = asdict(how) | {name: getattr(settings, name) for name in TRAINING_FLAGS}
     described = {"config": best.config.to_dict(), "training": training, "result": result}
     write_text(target.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
     records = [r for r in run_log.read(folder / "log.jsonl") if "loss" not in r or r["step"] % 10 == 0]
@@ -231,17 +227,17 @@ def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, arg
     print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) with its .json, .jsonl and .png")
 
 
-def prepare_tokenizer(args: argparse.Namespace) -> Callable[[], None]:
+def prepare_tokenizer(settings: TokenizerSettings) -> Callable[[], None]:
     """Trains the tokenizer of `--option tokenizer` in memory (a second's work); returns what writes it.
 
     A name that ends in `.json` asks for a vocabulary of words, any other for a SentencePiece model.
     """
-    path = check_writable(args.tokenizer)
-    documents = [document for corpus in args.corpus for document in read_documents(corpus)]
+    path = check_writable(settings.tokenizer)
+    documents = [document for corpus in settings.corpus for document in read_documents(corpus)]
     if path.suffix == ".json":
-        model = word_vocabulary(documents, args.vocab_size, lower=not args.keep_case).encode("utf-8")
+        model = word_vocabulary(documents, settings.vocab_size, lower=not settings.keep_case).encode("utf-8")
     else:
-        model = train_tokenizer(documents, args.vocab_size)
+        model = train_tokenizer(documents, settings.vocab_size)
 
     def work() -> None:
         with atomic_path(path) as temporary:

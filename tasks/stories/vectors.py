@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,27 +13,28 @@ from engine.io.files import atomic_path, check_writable, write_text
 from engine.io.word_tokenizer import SPECIAL, WordTokenizer, split_words
 from tasks.stories.data import read_documents
 from tasks.stories.fasttext import require_gensim, train_vectors, vec_text
+from tasks.stories.flags import VectorSettings
 from tokenizer import load_tokenizer
 
 
-def prepare(args: argparse.Namespace) -> Callable[[], None]:
+def prepare(settings: VectorSettings) -> Callable[[], None]:
     """Checks everything; returns what trains and writes. Raises ValueError or OSError before any work is done."""
     require_gensim()
-    path = check_writable(args.embeddings)
+    path = check_writable(settings.embeddings)
     if path.suffix not in (".vec", ".bin"):
         raise ValueError(f"--embeddings must end in .vec or .bin, not {path.name}")
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = load_tokenizer(settings.tokenizer)
     if not isinstance(tokenizer, WordTokenizer):
-        raise ValueError(f"vectors are of words: {args.tokenizer} is no vocabulary of words (.json)")
-    documents = [document for corpus in args.corpus for document in read_documents(corpus)]
+        raise ValueError(f"vectors are of words: {settings.tokenizer} is no vocabulary of words (.json)")
+    documents = [document for corpus in settings.corpus for document in read_documents(corpus)]
 
     def work() -> None:
         started = time.perf_counter()
         sentences = [split_words(document, tokenizer.lower) for document in documents]
-        model = train_vectors(sentences, args.dim, args.epochs, args.seed, args.threads or 1)
+        model = train_vectors(sentences, settings.dim, settings.epochs, settings.seed, settings.threads or 1)
         _write(model, tokenizer.words[len(SPECIAL) :], path)
         count, seconds = sum(map(len, sentences)), time.perf_counter() - started
-        print(f"{args.epochs} epochs over {count:,} words in {seconds:.0f} s; wrote {path}")
+        print(f"{settings.epochs} epochs over {count:,} words in {seconds:.0f} s; wrote {path}")
 
     return work
 

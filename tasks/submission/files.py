@@ -138,7 +138,8 @@ def addition_folders(there: Iterable[str]) -> list[str]:
 
 def steps(course: Course, models: Iterable[str] = ()) -> list[Step]:
     """The course's commands in order; `models` are the names of the folders in `addition_models`."""
-    found = [Step("generate", ("run_llama.py", "--option", "generate"), (), GENERATED, "tasks.generate", False, True)]
+    words = ("run_llama.py", "--option", "generate")
+    found = [Step("generate", words, (), GENERATED, "tasks.generate.task", reads_model=True)]
     found += [sentiment_step(option, data) for option in course.options for data in DATA_SETS]
     if course.addition:
         found += [step for folder in addition_folders(models) for step in addition_steps(folder)]

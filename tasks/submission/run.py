@@ -9,7 +9,6 @@ or the code that makes it is another than then. A step that is stopped goes on w
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
 import hashlib
@@ -25,6 +24,7 @@ from engine.io.files import read_text, write_text
 from tasks.pretrained import SHIPPED, choose_path
 from tasks.submission.check import make_zip, summary
 from tasks.submission.files import COURSES, MODELS, TESTED, Course, Step, check_andrew_id, steps
+from tasks.submission.flags import SubmissionSettings
 from tasks.submission.zip_file import imported_files
 from utils import set_up
 
@@ -56,18 +56,18 @@ class Plan:
         return steps(self.course, [path.name for path in (self.root / MODELS).glob("*") if path.is_dir()])
 
 
-def prepare(args: argparse.Namespace) -> Callable[[], None]:
+def prepare(settings: SubmissionSettings) -> Callable[[], None]:
     """Checks the id, the data and the model; returns what does everything. Raises ValueError or OSError."""
     root = Path.cwd()
     if not (root / "run_llama.py").is_file():
         raise FileNotFoundError("no run_llama.py here: run this in the project's own folder")
-    andrew_id, course = check_andrew_id(args.andrewid), COURSES[args.course]
-    set_up(args.seed, args.use_gpu)
-    model = choose_path(args.pretrained_model_path, named="pretrained_model_path" in args.given)
+    andrew_id, course = check_andrew_id(settings.andrewid), COURSES[settings.course]
+    set_up(settings.seed, settings.use_gpu)
+    model = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
     if not model.is_file():
         raise FileNotFoundError(f"no such file: {model}")
-    flags = {name: str(getattr(args, name)) for name in PASSED_ON if name in args.given}
-    plan = Plan(root, andrew_id, course, model, flags, args.use_gpu, _read_records(root / STATE))
+    flags = {name: str(getattr(settings, name)) for name in PASSED_ON if name in settings.given}
+    plan = Plan(root, andrew_id, course, model, flags, settings.use_gpu, _read_records(root / STATE))
     wanted = [name for step in plan.steps() for name in step.inputs if name.startswith("data/")]
     if missing := [name for name in wanted if not (root / name).is_file()]:
         raise FileNotFoundError(

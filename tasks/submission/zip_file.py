@@ -30,8 +30,8 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the same files give the same bytes
 def imported_files(root: str | Path, starts: Iterable[str] = SCRIPTS) -> list[str]:
     """The project's own Python files, relative to `root`, that the modules `starts` import, however indirectly.
 
-    Imports within functions count, and so do the modules that a table named TASKS holds as text. The `__init__.py`
-    of every package on the way counts too.
+    Imports within functions count, and so do the "module:name" strings of a table named OPTIONS, and the
+    `__init__.py` of every package on the way.
     """
     root, found, waiting = Path(root).resolve(), set(), list(starts)
     while waiting:
@@ -64,11 +64,11 @@ def _named_modules(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "TASKS" for target in node.targets):
+        elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "OPTIONS" for target in node.targets):
             names |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             names |= {part.value for part in node.args if isinstance(part, ast.Constant)}
-    return {name for name in names if isinstance(name, str) and name}
+    return {name.partition(":")[0] for name in names if isinstance(name, str) and name}
 
 
 def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path], list[str]]:

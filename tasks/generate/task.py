@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.files import appended, check_readable, check_writable, read_text, write_text
 from llama import Llama
+from tasks.generate.flags import GenerateSettings
 from tasks.pretrained import load_model
 from tokenizer import AnyTokenizer
 from utils import fastest_threads, set_up
@@ -58,44 +58,44 @@ class TextStream:
         return after[len(before) :]
 
 
-def prepare(args: argparse.Namespace) -> Callable[[], None]:
+def prepare(settings: GenerateSettings) -> Callable[[], None]:
     """Checks the flags and the paths, loads the model; returns what generates. Raises ValueError or OSError."""
-    texts = _prompts(args)
-    continuations = _continuations(args)
-    kind = _kind(args)
-    device = set_up(args.seed, args.use_gpu, args.threads)
-    model, tokenizer, path = load_model(args, device, mapped=False)  # so that a weight laid out anew leaves
+    texts = _prompts(settings)
+    continuations = _continuations(settings)
+    kind = _kind(settings)
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    model, tokenizer, path = load_model(settings, device, mapped=False)  # so that a weight laid out anew leaves
     make_lean(model, kind)
     print(f"load model from {path}")
-    if args.threads is None and device.type == "cpu":
-        choose_threads(model, min(args.batch_size, len(texts) * args.num_samples))
+    if settings.threads is None and device.type == "cpu":
+        choose_threads(model, min(settings.batch_size, len(texts) * settings.num_samples))
     prompts = [tokenizer.encode(text, bos=True, eos=False) for text in texts]
 
     def work() -> None:
         for continuation in continuations:
-            _continue(model, tokenizer, prompts, continuation, args)
+            _continue(model, tokenizer, prompts, continuation, settings)
 
     return work
 
 
-def _prompts(args: argparse.Namespace) -> list[str]:
-    if args.prompt is not None and args.prompt_file is not None:
+def _prompts(settings: GenerateSettings) -> list[str]:
+    if settings.prompt is not None and settings.prompt_file is not None:
         raise ValueError("--prompt and --prompt_file exclude each other")
-    if args.prompt_file is None:
-        return [SENTENCE if args.prompt is None else args.prompt]
-    lines = [line for line in read_text(check_readable(args.prompt_file)).splitlines() if line.strip()]
+    if settings.prompt_file is None:
+        return [SENTENCE if settings.prompt is None else settings.prompt]
+    lines = [line for line in read_text(check_readable(settings.prompt_file)).splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{args.prompt_file} holds no prompt: one a line is expected")
+        raise ValueError(f"{settings.prompt_file} holds no prompt: one a line is expected")
     return lines
 
 
-def _kind(args: argparse.Namespace) -> str:
+def _kind(settings: GenerateSettings) -> str:
     """What the weights of single steps are kept as."""
-    if args.quantize != "float32" and args.dtype != "float32":
+    if settings.quantize != "float32" and settings.dtype != "float32":
         raise ValueError("--quantize int8 and --dtype bfloat16 exclude each other")
-    if args.dtype == "float16":
+    if settings.dtype == "float16":
         raise ValueError("--dtype float16: generation has float32 and bfloat16")
-    return args.dtype if args.quantize == "float32" else args.quantize
+    return settings.dtype if settings.quantize == "float32" else settings.quantize
 
 
 def choose_threads(model: Llama, rows: int) -> None:
@@ -114,38 +114,38 @@ def choose_threads(model: Llama, rows: int) -> None:
         print(f"CPU threads: {chosen}, the fastest here of 1 to {most}")
 
 
-def _continuations(args: argparse.Namespace) -> list[Continuation]:
+def _continuations(settings: GenerateSettings) -> list[Continuation]:
     """Temperatures 0 and 1, or the one asked for. What is not the course's goes to its files only if they are named."""
-    temperatures = [0.0, 1.0] if args.temperature is None else [args.temperature]
-    if args.num_samples > 1 and args.temperature == 0.0:
+    temperatures = [0.0, 1.0] if settings.temperature is None else [settings.temperature]
+    if settings.num_samples > 1 and settings.temperature == 0.0:
         raise ValueError("--num_samples asks for different draws, and at temperature 0 there is one continuation")
-    top_p = None if args.epsilon is not None else args.top_p
-    course = args.prompt is None and args.prompt_file is None and args.temperature is None
+    top_p = None if settings.epsilon is not None else settings.top_p
+    course = settings.prompt is None and settings.prompt_file is None and settings.temperature is None
     found = []
     for temperature in temperatures:
         name = f"generated_sentence_{'low' if temperature == 0.0 else 'high'}_temp_out"
-        path = check_writable(getattr(args, name)) if course or name in args.given else None
-        found.append(Continuation(Sampler(temperature, top_p, args.top_k, args.min_p, args.epsilon), path))
+        path = check_writable(getattr(settings, name)) if course or name in settings.given else None
+        found.append(Continuation(Sampler(temperature, top_p, settings.top_k, settings.min_p, settings.epsilon), path))
     return found
 
 
 def _continue(
-    model: Llama, tokenizer: AnyTokenizer, prompts: list[list[int]], how: Continuation, args: argparse.Namespace
+    model: Llama, tokenizer: AnyTokenizer, prompts: list[list[int]], how: Continuation, settings: GenerateSettings
 ) -> None:
     """Generates, shows and writes one continuation of every prompt, or `--num_samples` where they are drawn."""
     print(f"Temperature is {how.sampler.temperature}")
-    samples = args.num_samples if how.sampler.temperature > 0.0 else 1
+    samples = settings.num_samples if how.sampler.temperature > 0.0 else 1
     prompts = [prompt for prompt in prompts for _ in range(samples)]
     started = time.perf_counter()
     if len(prompts) == 1:
-        generator = torch.Generator(model.device).manual_seed(args.seed)
+        generator = torch.Generator(model.device).manual_seed(settings.seed)
         tokens = stream(
-            model, prompts, args.max_new_tokens, how.sampler, generator, tokenizer.eos_id,
-            use_cache=model.config.use_cache, slide=args.slide,
+            model, prompts, settings.max_new_tokens, how.sampler, generator, tokenizer.eos_id,
+            use_cache=model.config.use_cache, slide=settings.slide,
         )  # fmt: skip
         rows = [_show(tokens, tokenizer, prompts[0])]
     else:
-        rows = _show_many(model, tokenizer, prompts, how, args)
+        rows = _show_many(model, tokenizer, prompts, how, settings)
     seconds = time.perf_counter() - started
     new = sum(len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True))
     print(f"{RULE}\n{new} tokens in {seconds:.2f} s: {new / seconds:.0f} tokens/s")
@@ -155,15 +155,15 @@ def _continue(
 
 
 def _show_many(
-    model: Llama, tokenizer: AnyTokenizer, prompts: list[list[int]], how: Continuation, args: argparse.Namespace
+    model: Llama, tokenizer: AnyTokenizer, prompts: list[list[int]], how: Continuation, settings: GenerateSettings
 ) -> list[list[int]]:
     """Shows each continuation when it and all before it have ended, and keeps it beside the file; returns all ids.
 
     What is kept beside the file stays there if the run is interrupted, and goes when the file is written whole.
     """
-    options = (model, prompts, args.max_new_tokens, how.sampler, args.seed, tokenizer.eos_id, args.slide)
+    options = (model, prompts, settings.max_new_tokens, how.sampler, settings.seed, tokenizer.eos_id, settings.slide)
     if model.config.use_cache:
-        finished = refilled(*options, rows=args.batch_size)
+        finished = refilled(*options, rows=settings.batch_size)
     else:
         finished = one_by_one(*options, use_cache=False)
     ended, rows = {}, []

@@ -1,0 +1,99 @@
+"""The settings of `--option prompt`, `finetune` and `lora`.
+
+    python run_llama.py --option finetune --help
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tasks.settings import MachineSettings, ModelSettings, TrainingSettings, flag, number, positive, seed_number
+
+
+def _split(name: str) -> str:
+    return flag(f"data/cfimdb-{name}.txt", f"{name} set: lines `label ||| sentence`", metavar="FILE")
+
+
+def _output(name: str) -> str:
+    default = f"cfimdb-{name}-prompting-output.txt"
+    endings = f"{name}-prompting-output.txt, {name}-finetuning-output.txt or {name}-lora-output.txt"
+    return flag(default, f"file for the {name} predictions; must end in {endings}", metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentimentSettings(ModelSettings, MachineSettings):
+    """sentences and labels"""
+
+    methods: ClassVar[tuple[str, ...]] = ("finetuning", "lora")  # what may stand in the names of the output files
+
+    train: str = _split("train")
+    dev: str = _split("dev")
+    test: str = _split("test")
+    label_names: str = flag(
+        "data/cfimdb-label-mapping.json", "JSON list of the label names, label 0 first", metavar="FILE",
+        names=("--label-names",),
+    )  # fmt: skip
+    dev_out: str = _output("dev")
+    test_out: str = _output("test")
+    batch_size: int = flag(8, "sentences per batch", type=positive, metavar="N")
+    pooling: str = flag(
+        "last_token", "hidden state to classify: the last real token's, or the batch's last column (as the course)",
+        choices=("last_token", "last_column"),
+    )  # fmt: skip
+    no_causal_mask: bool = flag(False, "let every token attend to all others, as in Fall 2025")
+    save_dir: str = flag("runs", "folder for the folders of runs", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        """Refuses output names that the course's graders would not find; raises ValueError."""
+        for split in ("dev", "test"):
+            endings = [f"{split}-{method}-output.txt" for method in self.methods]
+            name = getattr(self, f"{split}_out")
+            if not name.endswith(tuple(endings)):
+                raise ValueError(f"--{split}_out must end in {' or '.join(endings)}, not {name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(SentimentSettings):
+    """zero-shot classification"""
+
+    option: ClassVar[str] = "prompt"
+    methods: ClassVar[tuple[str, ...]] = ("prompting",)
+
+    label_scoring: str = flag(
+        "course", "sum a label's tokens at one position, or score them as a sequence", choices=("course", "sequence")
+    )
+    calibrate: bool = flag(False, "contextual calibration with content-free inputs (Zhao et al. 2021)")
+    dtype: str = flag("float32", "compute precision", choices=("float32", "bfloat16", "float16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TrainingSettings, SentimentSettings):
+    """fine-tuning"""
+
+    option: ClassVar[str] = "finetune"
+
+    hidden_dropout_prob: float = flag(
+        0.3, "dropout before the classification head", type=number(float, 0.0, 0.99), metavar="P"
+    )
+    seeds: list[int] | None = flag(
+        None, "one run for each seed; prints mean and standard deviation", type=seed_number, nargs="+", metavar="SEED"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings(FinetuneSettings):
+    """low-rank adaptation (LoRA)"""
+
+    option: ClassVar[str] = "lora"
+
+    lora_rank: int = flag(4, "rank R of the factors", type=positive, metavar="R")
+    lora_alpha: float = flag(
+        1.0, "the product of the factors is scaled by A / R", type=number(float, 0.0, above=True), metavar="A"
+    )
+    lora_targets: str = flag(
+        "attention", "matrices with low-rank factors: attention only, or the feed-forward too",
+        choices=("attention", "all"),
+    )  # fmt: skip
+
+
