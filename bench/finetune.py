@@ -37,7 +37,7 @@ from engine.train.trainer import Trainer, TrainSettings
 from llama import Attention, LayerNorm, Llama, load_pretrained
 from optimizer import AdamW
 from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
-from tasks.sentiment.report import predict
+from tasks.sentiment.report import predict_labels
 from tests.oracles import transformers_model
 from tokenizer import AnyTokenizer, load_tokenizer
 from utils import pad
@@ -208,7 +208,7 @@ def time_to_accuracy(loop: Loop, dev: SentenceBatches, target: float, epochs: in
         for place, batch in enumerate(tqdm(batches, desc=loop.name, leave=False), start=1):
             loop.train_on(batch)
             if place in due:
-                predicted = predict(loop.model, dev, CPU, loop.as_filed)
+                predicted = predict_labels(loop.model, dev, CPU, loop.as_filed)
                 accuracy = float((predicted == np.asarray(dev.examples.labels)).mean())
                 yield loop.seconds, accuracy
                 if accuracy >= target:
