@@ -145,11 +145,18 @@ def test_torchrun_itself_and_one_line_where_input_is_bad(tmp_path):
     [
         (("--corpus", "nothing.txt"), "no such file"),
         (("--epochs", "none"), "invalid whole number"),
-        (("--option", "evaluate"), "start it without torchrun"),
     ],
 )
 def test_bad_input_is_told_once(tmp_path, change, reason):
-    first, second = finish(start([*pretrain_flags(tmp_path, "run"), *change]))
+    assert_told_once([*pretrain_flags(tmp_path, "run"), *change], reason)
+
+
+def test_an_option_for_one_process_is_refused_once():
+    assert_told_once(["--option", "evaluate", "--corpus", "nothing.txt"], "start it without torchrun")
+
+
+def assert_told_once(flags: list[str], reason: str) -> None:
+    first, second = finish(start(flags))
     assert (first[0], second[0]) == (2, 2)
     assert first[2].count("\n") == 1 and reason in first[2]
     assert second[1:] == ("", "")

@@ -13,7 +13,7 @@ import run_llama
 from engine.decode.cpu_step import LeanStep, Whole
 from engine.decode.fast_step import make_lean
 from engine.decode.loop import stream
-from engine.decode.packed_linear import Screened, int8
+from engine.decode.packed_linear import Screened, int8, saturates
 from engine.decode.sampling import Sampler
 from llama import load_pretrained
 from tests.oracles import random_llama
@@ -87,6 +87,11 @@ def test_int8_costs_hardly_any_loss_on_the_shipped_model():
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+def activation_step() -> float:
+    """Rounding of activations relative to 8 bits: twice as coarse where the kernel needs 7 (no VNNI)."""
+    return 2.0 if saturates() else 1.0
+
+
 @pytest.mark.parametrize("kind", ["int8", "bfloat16"])
 def test_packed_weights_serve_the_plain_path_too_and_the_models_own_are_dropped(kind):
     fields = SMALL | {"dim": 64, "n_heads": 4}
@@ -99,8 +104,9 @@ def test_packed_weights_serve_the_plain_path_too_and_the_models_own_are_dropped(
         cache = model.new_cache(2)
         stepped = torch.cat([model.step(tokens[:, place : place + 1], cache) for place in range(20)], dim=1)
     error = (found - expected).norm() / expected.norm()
-    assert 1e-5 < error < {"int8": 0.05, "bfloat16": 0.01}[kind]
-    assert (found - stepped).norm() / expected.norm() < {"int8": 0.05, "bfloat16": 1e-5}[kind]
+    int8_error = 0.05 * activation_step()
+    assert 1e-5 < error < {"int8": int8_error, "bfloat16": 0.01}[kind]
+    assert (found - stepped).norm() / expected.norm() < {"int8": int8_error, "bfloat16": 1e-5}[kind]
 
 
 def test_each_row_of_a_packed_product_has_a_scale_of_its_own():
@@ -110,7 +116,7 @@ def test_each_row_of_a_packed_product_has_a_scale_of_its_own():
     found = torch.cat(list(Whole(int8(weight), [20, 12])(x)), dim=-1)
     expected = x @ weight.T
     assert not found[0, 0].any()
-    assert ((found - expected).norm(dim=-1) <= 0.02 * expected.norm(dim=-1)).all()
+    assert ((found - expected).norm(dim=-1) <= 0.02 * activation_step() * expected.norm(dim=-1)).all()
 
 
 def test_generate_in_int8_and_where_it_cannot_be_had(tmp_path, monkeypatch, capsys):

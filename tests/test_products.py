@@ -43,6 +43,8 @@ def test_bfloat16_is_the_product_with_rounded_weights(rows, seed):
 @settings(max_examples=30)
 @given(rows=st.integers(1, 4), seed=st.integers(0, 99))
 def test_int8_is_close(seven_bits, rows, seed):
+    if products.saturates() and not seven_bits:
+        pytest.skip("the int8 kernel saturates on this processor (no VNNI): activations must use 7 bits")
     x, weight = drawn(seed, rows)
     exact = x @ weight.T
     with pytest.MonkeyPatch.context() as patch:

@@ -27,7 +27,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXELS = (".png", ".pdf")  # drawn files: only that they are there is recorded
-VOLATILE = re.compile(r"tokens/s|seconds|minutes|CPU threads|examples/s|\bhours\b|problems/s")
+VOLATILE = re.compile(r"tokens/s|tokens_per_second|seconds|minutes|CPU threads|examples/s|\bhours\b|problems/s")
 VOLATILE_KEYS = {"seconds", "processor_seconds", "minutes", "hours", "tokens_per_second", "command", "torch", "made"}
 LLAMA2C = {"compute_query": "wq", "compute_key": "wk", "compute_value": "wv", "compute_output": "wo"}
 WORDS = "the cat sat on a mat and saw one small bird in an old tree while Tom ran home with Ann to eat".split()
@@ -209,7 +209,7 @@ def digest(path: Path, tmp: Path) -> Any:
     if path.suffix in PIXELS:
         return "drawn"
     if path.suffix in (".pt", ".pth"):
-        return _digest_of(_stable(torch.load(path, weights_only=True)))
+        return _digest_of(_plain(repr(_stable(torch.load(path, weights_only=True))), tmp))
     if path.suffix == ".jsonl":
         return [_stable(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     if path.suffix == ".json":
@@ -226,10 +226,14 @@ def _stable(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), hashlib.sha256(value.float().numpy().tobytes()).hexdigest()[:16]
     if isinstance(value, dict):
-        return {str(key): _stable(item) for key, item in sorted(value.items(), key=str) if key not in VOLATILE_KEYS}
+        return {str(key): _stable(item) for key, item in sorted(value.items(), key=str) if not _volatile(key)}
     if isinstance(value, list | tuple):
         return [_stable(item) for item in value]
     return value
+
+
+def _volatile(key: Any) -> bool:
+    return key in VOLATILE_KEYS or str(key).endswith(("tokens_per_second", "times_faster"))
 
 
 def record() -> dict[str, Any]:

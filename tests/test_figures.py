@@ -1,0 +1,98 @@
+"""Every figure in the tables of README and docs is what the measured JSON says."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import defaultdict
+
+import pytest
+
+from tests.tiny import ROOT
+
+SENTIMENT = json.loads((ROOT / "docs" / "sentiment_results.json").read_text("utf-8"))
+GENERATION = json.loads((ROOT / "docs" / "generation_results.json").read_text("utf-8"))
+METRICS = ("dev_acc", "test_acc", "dev_macro_f1", "test_macro_f1")
+
+
+def table_rows(page: str, heading: str | None = None) -> list[list[str]]:
+    """The cells of every table row of a page, below a heading if one is named."""
+    text = (ROOT / page).read_text("utf-8")
+    if heading is not None:
+        text = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def measured_sentiment(data: str) -> dict[str, dict[str, str]]:
+    """Row name -> metric -> mean, with the standard deviation of accuracies over several seeds."""
+    runs = defaultdict(list)
+    for name, run in SENTIMENT["runs"].items():
+        of, row, _ = name.split(" | ")
+        if of == data:
+            runs[row].append(run)
+    return {row: {metric: _shown(metric, group) for metric in METRICS} for row, group in runs.items()}
+
+
+def _shown(metric: str, group: list[dict]) -> str:
+    values = [run[metric] for run in group if run.get(metric) is not None]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 and metric.endswith("acc") else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+@pytest.mark.parametrize(
+    ("data", "heading", "columns"),
+    [("sst", "SST-5", METRICS), ("cfimdb", "CFIMDB", ("dev_acc", "dev_macro_f1"))],
+)
+def test_the_sentiment_tables_are_what_was_measured(data, heading, columns):
+    measured = measured_sentiment(data)
+    shown = {row[0]: row[1:] for row in table_rows("docs/sentiment.md", heading) if row[0] in measured}
+    assert set(shown) == set(measured)
+    for row, cells in shown.items():
+        assert cells == [measured[row][metric] for metric in columns], row
+
+
+def test_readme_repeats_the_sentiment_figures():
+    measured = measured_sentiment("sst")
+    names = {
+        "fine-tuning at the course's 2e-5": "finetune, rate 2e-5",
+        "fine-tuning at 3e-4": "finetune, rate 3e-4",
+        "LoRA on all matrices": "lora, all matrices, rank 8, cosine from 2e-3",
+    }
+    shown = {row[0]: row[1:] for row in table_rows("README.md") if row[0] in names}
+    assert shown == {name: [measured[row]["dev_acc"], measured[row]["test_acc"]] for name, row in names.items()}
+
+
+def test_tf_idf_is_what_was_measured():
+    shown = {row[0]: row[1:] for row in table_rows("docs/sentiment.md", "CFIMDB")}
+    tfidf = SENTIMENT["tfidf"]["cfimdb"]
+    assert shown["TF-IDF and logistic regression"] == [f"{tfidf[name]:.3f}" for name in ("dev_acc", "dev_macro_f1")]
+
+
+def test_the_speeds_of_generation_are_what_was_measured():
+    engines = {
+        "this project": tuple(f"lean {dtype}, batch {batch}" for batch in (1, 20) for dtype in ("float32", "int8")),
+        "transformers": ("transformers float32, batch 1", None, "transformers float32, batch 20", None),
+        "CTranslate2": tuple(f"CTranslate2 {dtype}, batch {n}" for n in (1, 20) for dtype in ("float32", "int8")),
+        "llama2.c `run`, `runq`": ("llama2.c run, batch 1", "llama2.c runq, batch 1", None, None),
+    }
+    rows = {row[0]: row[1:] for row in table_rows("docs/generation.md") if row[0] in engines}
+    assert set(rows) == set(engines)
+    for name, columns in engines.items():
+        speeds = [None if key is None else GENERATION["engines"][key]["tokens_per_second"] for key in columns]
+        assert rows[name] == ["" if speed is None else f"{speed:,.0f}" for speed in speeds], name
+
+
+def test_the_shipped_models_figures_are_what_was_measured():
+    page = (ROOT / "docs" / "pretraining.md").read_text("utf-8")
+    evaluation = json.loads((ROOT / "models" / "evaluate.json").read_text("utf-8"))
+    trained = json.loads((ROOT / "models" / "stories.json").read_text("utf-8"))
+    rows = {row[0]: row[1] for row in table_rows("docs/pretraining.md")}
+    assert rows[f"bits per byte on {evaluation['documents']} held-out stories"] == f"{evaluation['bits_per_byte']}"
+    assert rows["perplexity per token on the same stories"] == f"{evaluation['perplexity_per_token']}"
+    assert rows["tokens seen"] == f"{trained['result']['tokens']:,} in {trained['result']['steps']:,} steps"
+    assert rows["time"].startswith(f"{trained['result']['hours']} hours")
+    assert re.search(rf"{trained['config']['dim']} wide, {trained['config']['n_layers']} layers", page)
