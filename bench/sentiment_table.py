@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.tfidf import measure as measure_tfidf
+from bench.tfidf import tfidf_figures
 from engine.io.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +32,8 @@ ZERO_SHOT = {  # row: flags
     "zero-shot, the course's reading": ["--pooling", "last_column"],
     "zero-shot, last token": [],
     "zero-shot, last token, calibrated": ["--calibrate"],
-    "zero-shot, pieces in turn": ["--label_scoring", "sequence"],
-    "zero-shot, pieces in turn, calibrated": ["--label_scoring", "sequence", "--calibrate"],
+    "zero-shot, sequence scoring": ["--label_scoring", "sequence"],
+    "zero-shot, sequence scoring, calibrated": ["--label_scoring", "sequence", "--calibrate"],
 }
 TRAINED = {  # row: flags; the course uses a constant rate of 2e-5, and rank 4 on the attention matrices
     "finetune, rate 2e-5": ["--lr", "2e-5"],
@@ -197,7 +197,7 @@ def main() -> None:
     args = parse_args()
     jobs = jobs_of(args)
     results = run_all(jobs, args)
-    baselines = {Path(data).name: measure_tfidf(data) for data in args.data}
+    baselines = {Path(data).name: tfidf_figures(data) for data in args.data}
     _write(args, tfidf=baselines)
     for data in args.data:
         print("\n".join(table(data, jobs, results, baselines[Path(data).name])))
