@@ -91,8 +91,8 @@ def test_imports_follow_the_folders(module):
         ("llama", "tasks.plots", False),
         ("tasks.stories.pretrain", "tasks.sentiment.data", False),
         ("tasks.submission.check", "tasks.sentiment.data", True),
-        ("tasks.sentiment.task", "run_llama", False),
-        ("tasks.sentiment.task", "tests.tiny", False),
+        ("tasks.sentiment.training", "run_llama", False),
+        ("tasks.sentiment.training", "tests.tiny", False),
     ],
 )
 def test_the_rule_says_what_design_says(module, imported, fits):
