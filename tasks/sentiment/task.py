@@ -29,6 +29,7 @@ from engine.train.trainer import Progress, Trainer, TrainSettings, read_state
 from llama import Llama
 from lora import TARGETS, apply_lora, merge_lora_weights
 from optimizer import AdamW, decay_groups
+from tasks import provenance
 from tasks.pretrained import load_model
 from tasks.sentiment.checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
 from tasks.sentiment.data import (
@@ -158,6 +159,8 @@ def _finish(
         print("\n".join(lines))
         result |= figures
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    settings, data = setting.settings, [setting.settings.label_names, *(each.path for each in setting.splits.values())]
+    provenance.record(targets.values(), "run_llama.py", settings.option, settings, setting.model_path, data)
     return result
 
 
