@@ -20,6 +20,7 @@ from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.files import appended, check_readable, check_writable, read_text, write_text
 from llama import Llama
+from tasks import provenance
 from tasks.cli import Work
 from tasks.generate.flags import GenerateSettings
 from tasks.pretrained import load_model
@@ -142,6 +143,9 @@ def prepare(settings: GenerateSettings) -> Work:
     def work() -> None:
         for continuation in continuations:
             generation.run(continuation)
+        written = [each.path for each in continuations if each.path is not None]
+        data = [] if settings.prompt_file is None else [settings.prompt_file]
+        provenance.record(written, "run_llama.py", "generate", settings, path, data)
 
     return work
 
