@@ -142,6 +142,10 @@ class StoryBatches:
         batches = self._cut(order, lengths[order])
         return [batches[index] for index in random.permutation(len(batches))]
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch; it differs between epochs, because the order decides where batches are cut."""
+        return len(self.epoch(epoch))
+
     def in_order(self) -> list[np.ndarray]:
         """Batches from the shortest row to the longest, for measuring."""
         lengths = self.rows[:, 1] - self.rows[:, 0]

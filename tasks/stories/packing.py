@@ -64,12 +64,20 @@ class PackedBatches(StoryBatches):
         """The numbers of the packed rows of each batch of an epoch, in an order of its own."""
         return self._divided(np.random.default_rng((self.seed, epoch)).permutation(len(self.packed)))
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+        return -(-len(self.packed) // self._rows_per_batch)
+
     def in_order(self) -> list[np.ndarray]:
         """The same as they were packed, for measuring."""
         return self._divided(np.arange(len(self.packed)))
 
+    @property
+    def _rows_per_batch(self) -> int:
+        return max(1, self.tokens_per_batch // self.max_seq_len)
+
     def _divided(self, order: np.ndarray) -> list[np.ndarray]:
-        size = max(1, self.tokens_per_batch // self.max_seq_len)
+        size = self._rows_per_batch
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def contents(self, batch: np.ndarray) -> list[np.ndarray]:

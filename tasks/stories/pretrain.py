@@ -58,6 +58,10 @@ class StoryWorkload:
         self.validation = _validation(tokenizer, config, settings)
         self.config, self.tokenizer = config, tokenizer
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+        return self.training.batches_per_epoch(epoch)
+
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """Batches of documents of like length, or packed, in an order of the epoch's own."""
         return self.training.epoch(epoch)
