@@ -26,7 +26,7 @@ class RunLog:
                 file.write(_line(record))
 
     def cut_after(self, step: int) -> None:
-        """Drops the records of steps after `step`, which a resumed run writes again, and replaces the file atomically."""
+        """Drops the records of steps after `step`, which a resumed run writes again; the rewriting is atomic."""
         if self.path is None or not self.path.exists():
             return
         write_text(self.path, "".join(_line(record) for record in read(self.path) if record.get("step", 0) <= step))
