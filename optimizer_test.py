@@ -1,4 +1,4 @@
-"""Is AdamW right? A thousand steps of linear regression, against ours and the course's where its file is here.
+"""Checks AdamW: a thousand steps of linear regression against golden values, and the course's if present.
 
     python optimizer_test.py
 """
@@ -18,7 +18,7 @@ COURSE_FILES = ["optimizer_test.npy"]
 
 
 def regress(model: nn.Linear, inputs: np.ndarray) -> torch.Tensor:
-    """Fits y = (x0 + x1, −x2), one input a step, with decay and clipping; returns the weights (2, 3)."""
+    """Fits y = (x0 + x1, −x2), one input per step, with decay and clipping; returns the weights (2, 3)."""
     optimizer = AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, correct_bias=True, max_grad_norm=0.9)
     for x in torch.from_numpy(inputs).float():
         optimizer.zero_grad()

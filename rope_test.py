@@ -1,4 +1,4 @@
-"""Are the rotary positions right? Turned queries and keys, against ours and the course's where its file is here.
+"""Checks the rotary positions: rotated queries and keys against golden values, and the course's if present.
 
     python rope_test.py
 """
@@ -17,7 +17,7 @@ COURSE_FILES = ["rotary_embedding_actual.data"]
 
 
 def ours() -> None:
-    """Queries and keys turned as complex numbers in float64 NumPy."""
+    """Queries and keys rotated as complex numbers in float64 NumPy."""
     expected = golden_check.load("rope")
     query, key = torch.from_numpy(expected["query"]).float(), torch.from_numpy(expected["key"]).float()
     turned = apply_rotary_emb(query, key, query.shape[-1], max_seq_len=20, theta=float(expected["theta"]))

@@ -1,4 +1,4 @@
-"""Is the Llama right? Logits and hidden states of a small model, and of the course's stories42M where it is here.
+"""Checks the Llama: logits and hidden states of a small model, and of the course's stories42M if it is present.
 
     python sanity_check.py
 """
@@ -15,14 +15,14 @@ from engine.io.checkpoint import load_plain
 from llama import Llama, load_pretrained
 
 COURSE_FILES = ["stories42M.pt", "sanity_check.data"]
-SENTENCES = [  # "hello world" and "hello neural network for NLP", in the pieces of another tokenizer, as the course has
+SENTENCES = [  # "hello world" and "hello neural network for NLP", in the ids that the course uses
     [101, 7592, 2088, 102, 0, 0, 0, 0],
     [101, 7592, 15756, 2897, 2005, 17953, 2361, 102],
 ]
 
 
 def compare(model: Llama, tokens: torch.Tensor, expected: dict) -> None:
-    """Raises ValueError unless the logits of the last position and all hidden states are as expected."""
+    """Raises ValueError unless the logits of the last position and all hidden states match."""
     with torch.no_grad():
         logits, hidden_states = model(tokens)
     golden_check.agree("the logits", logits, expected["logits"])

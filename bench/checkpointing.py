@@ -1,11 +1,11 @@
-"""Memory and time of gradient checkpointing: what the backward pass must keep, and how long a step takes.
+"""Memory and time of gradient checkpointing: bytes stored for the backward pass, and seconds per step.
 
     python -m bench.checkpointing
     python -m bench.checkpointing --layers 12 --dim 256 --out checkpointing.json
 
-Memory is the peak of the bytes of saved tensors (each storage once, parameters not counted), on a GPU also
-`torch.cuda.max_memory_allocated`. Ways are timed alternately in one run; the median counts. On a CPU what is timed is
-the processor's own time, which other processes do not change. The last line is JSON.
+Memory is the peak of saved tensors' bytes (each storage once, without parameters), and on a GPU also
+`torch.cuda.max_memory_allocated`. Settings alternate in one run and medians count. On a CPU, processor
+time is measured. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llama import Llama
 
 
 class _Saved:
-    """A saved tensor, counted as long as the graph holds it."""
+    """A saved tensor, counted while the graph holds it."""
 
     def __init__(self, owner: SavedBytes, tensor: Tensor):
         self.owner, self.tensor = owner, tensor
@@ -36,7 +36,7 @@ class _Saved:
 
 
 class SavedBytes:
-    """Context that counts the bytes saved for backward passes inside it: `live` now, `peak` at most."""
+    """Context manager that counts the bytes saved for backward passes: `live` now, `peak` at most."""
 
     def __init__(self, model: nn.Module):
         self.own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -61,7 +61,7 @@ class SavedBytes:
         return _Saved(self, tensor)
 
     def release(self, tensor: Tensor) -> None:
-        """Counts a holder less, and the bytes with the last one."""
+        """Decrements the holders, and the bytes with the last one."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.own:
             self.holders[storage.data_ptr()] -= 1
@@ -77,7 +77,7 @@ def step(model: Llama, tokens: Tensor) -> None:
 
 
 def measure(model: Llama, tokens: Tensor, segments: list[int], rounds: int) -> dict[int, dict[str, float]]:
-    """For each number of layers recomputed at a time (0: none) the bytes saved at the peak and the median seconds."""
+    """For each segment size in layers (0: off), the peak bytes saved and the median seconds."""
     found = {}
     for segment in segments:
         model.recompute = segment
@@ -102,7 +102,7 @@ def measure(model: Llama, tokens: Tensor, segments: list[int], rounds: int) -> d
 
 
 def main() -> None:
-    """Measures every way and prints ratios to the plain one."""
+    """Measures every setting and prints ratios to the plain one."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, value in {"layers": 12, "dim": 256, "heads": 8, "vocab": 6000, "rows": 16, "tokens": 64}.items():
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -4,18 +4,16 @@
     python -m bench.pretrain --corpus train.txt --compile
     python -m bench.pretrain --use_gpu --dtype bfloat16 --size 42M --batch_tokens 65536
 
-All train one model (the same weights at the start, RMSNorm, no dropout) in the same type, in alternating rounds of one
-run, and must agree on the loss. The other loop is what one writes by hand: logits, F.cross_entropy over them,
-clip_grad_norm_, torch.optim.AdamW; once on our batches ("transformers": the step alone is compared), and once on as
-many documents drawn at random and padded to their longest, as a plain loop has them. Ours is `Trainer.step`, AdamW
-too. Documents are random pieces, of lengths drawn as stories have them, or those of --corpus. Tokens are next-token
-targets, padding not counted. The median of the rounds counts; on a CPU, where other processes disturb a clock, also
-that of the processor's own time.
+All loops train the same model (equal initial weights, RMSNorm, no dropout) in the same precision, alternate in every
+round, and must agree on the loss. The plain loop computes all logits, F.cross_entropy, clip_grad_norm_ and
+torch.optim.AdamW: once on our batches ("transformers"), and once on randomly drawn documents padded to their longest.
+Ours is `Trainer.step` with AdamW. Documents are random, with lengths distributed as stories', or come from --corpus.
+Tokens are next-token targets, without padding. Medians over the rounds count, also of processor time on a CPU.
 
-On a GPU model FLOP utilisation is printed: tokens/s · (6·N + 6·n_layers·n_heads·head_dim·T) / peak, where N counts all
-weights that are multiplied (the tied embedding once, as output) and T is the mean length of the rows: the causal half
-of Chowdhery et al. 2022, appendix B. Peaks are dense bfloat16 with float32 sums as the makers state them; another
-device's is given by --peak_tflops. The last line is JSON.
+On a GPU it prints model FLOP utilisation: tokens/s · (6·N + 6·n_layers·n_heads·head_dim·T) / peak, with N the
+multiplied weights (the tied embedding once, as output) and T the mean row length: the causal half of Chowdhery et al. 2022,
+appendix B. Peaks are dense bfloat16 as the makers state them; --peak_tflops gives another device's. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from tests.oracles import transformers_model
 from tokenizer import load_tokenizer
 from utils import DTYPES, autocast, check_compiler, compile_methods, set_up
 
-SIZES = {  # the shipped story model's, and the course's
+SIZES = {  # the shapes of the shipped model and of stories42M
     "9M": {"vocab_size": 4096, "dim": 256, "n_layers": 8, "n_heads": 4, "n_kv_heads": 2},
     "42M": {"vocab_size": 32000, "dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8},
 }
@@ -53,7 +51,7 @@ PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 
 
 
 class _Workload:
-    """What the trainer needs: next-token prediction, as in `pretrain.StoryWorkload`."""
+    """Next-token prediction for the trainer."""
 
     def __init__(self, batches: StoryBatches):
         self.batches = batches
@@ -73,7 +71,7 @@ class _Workload:
 
 
 def our_step(model: Llama, batches: StoryBatches, args: argparse.Namespace) -> Callable[[np.ndarray], float]:
-    """The project's own step, schedule and all."""
+    """The project's own step, with its schedule."""
     settings, folder = TrainSettings(epochs=1, dtype=args.dtype), Path(tempfile.gettempdir())
     optimizer = AdamW(decay_groups(model, 0.1), max_grad_norm=1.0, **RECIPE)
     trainer = Trainer(model, optimizer, _Workload(batches), settings, folder, model.device, RunLog(None), {})
@@ -100,7 +98,7 @@ def plain_step(ours: Llama, batches: StoryBatches, args: argparse.Namespace) -> 
 
 
 def token_data(args: argparse.Namespace, vocabulary: int) -> TokenFile:
-    """The documents of --corpus, or random ones whose lengths are log-normal about 200, as stories' are."""
+    """The documents of --corpus, or random ones with log-normal lengths around 200, as stories have."""
     if args.corpus is not None:
         return encode_documents(read_documents(args.corpus), load_tokenizer("models/stories.model"))
     random = np.random.default_rng(0)
@@ -112,27 +110,27 @@ def token_data(args: argparse.Namespace, vocabulary: int) -> TokenFile:
 def measure(
     ways: dict[str, tuple[Callable, list[np.ndarray]]], batches: StoryBatches, args: argparse.Namespace
 ) -> dict[str, tuple[float, float]]:
-    """For each way, a step and its batches, the median tokens per second, and per second of processor time."""
+    """For each loop, the median tokens per second, and per second of processor time."""
     found = {name: [] for name in ways}
     for begin in range(0, args.steps * args.rounds, args.steps):
         for name, (step, chosen) in ways.items():
             group = chosen[begin : begin + args.steps]
             began = time.perf_counter(), time.process_time()
             for batch in group:
-                step(batch)  # ends with the loss as a number: a GPU has done its work
+                step(batch)  # returns the loss as a number, which waits for a GPU
             ended, tokens = (time.perf_counter(), time.process_time()), sum(map(batches.count, group))
             found[name].append([tokens / (end - start) for start, end in zip(began, ended, strict=True)])
     return {name: tuple(map(statistics.median, zip(*rates, strict=True))) for name, rates in found.items()}
 
 
 def flops_a_token(model: Llama, rows: float) -> float:
-    """Of the forward and the backward pass; see the module's text."""
+    """FLOPs per token of the forward and backward pass; see the module docstring."""
     config, weights = model.config, {id(p): p.numel() for p in model.parameters() if p.dim() >= 2}
     return 6 * sum(weights.values()) + 6 * config.n_layers * config.n_heads * config.head_dim * rows
 
 
 def utilisation(model: Llama, tokens_per_second: float, rows: float, peak: float | None) -> float | None:
-    """Share of the device's peak; None where it is not known."""
+    """Share of the device's peak; None if the peak is unknown."""
     name = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
     peak = peak or next((value for known, value in PEAK_TFLOPS.items() if known in name), None)
     return None if peak is None else round(tokens_per_second * flops_a_token(model, rows) / (peak * 1e12), 4)
@@ -153,7 +151,7 @@ def report(rates: dict[str, tuple[float, float]], model: Llama, rows: float, arg
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags; see the module's text."""
+    """The parsed flags; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="9M")
     parser.add_argument("--corpus", metavar="FILE", help="9M: text tokenised by the shipped tokenizer")
@@ -173,7 +171,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Builds both on equal weights, checks that they agree, times them and reports."""
+    """Builds the loops on equal weights, checks that their losses agree, times them and reports."""
     args = parse_args()
     device = set_up(0, args.use_gpu, args.threads)
     model = Llama(LlamaConfig(**SIZES[args.size], max_seq_len=args.max_seq_len, norm_type="rmsnorm")).to(device)
@@ -184,7 +182,7 @@ def main() -> None:
         check_compiler(device)
         compile_methods(model, "hidden_states")
     first, *chosen = batches.epoch(0)[: 1 + args.steps * args.rounds]
-    losses = [step(first) for step in (plain, ours)]  # the warm-up
+    losses = [step(first) for step in (plain, ours)]  # warm-up
     if abs(losses[0] - losses[1]) > (1e-3 if args.dtype == "float32" else 5e-2):
         raise SystemExit(f"the two do not compute the same: losses {losses}")
     sizes = np.cumsum([len(batch) for batch in chosen])

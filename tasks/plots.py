@@ -1,4 +1,4 @@
-"""All figures; the only module that imports matplotlib, and only when a figure is drawn.
+"""All figures. Only this module imports matplotlib, and only when a figure is drawn.
 
     python -c "from tasks import plots; plots.training_curves('models/stories.jsonl', 'models/stories.png')"
 """
@@ -13,7 +13,7 @@ from engine.train import run_log
 
 
 def new_figure(width: float = 7.0, height: float = 4.2):
-    """A figure and its axes, drawn without a screen."""
+    """A figure and its axes, without a display."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -39,7 +39,7 @@ def draw_training_curves(axes, records: Sequence[dict]) -> None:
     held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
     if training:
         steps, losses = zip(*training, strict=True)
-        width = max(1, 50 // (steps[1] - steps[0])) if len(steps) > 1 else 1  # a shipped log has every tenth step
+        width = max(1, 50 // (steps[1] - steps[0])) if len(steps) > 1 else 1  # shipped logs keep every tenth step
         axes.plot(steps, _smooth(losses, width), label="training (mean of 50 steps, dropout on)", linewidth=1)
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", label="held out", markersize=3, linewidth=1.5)
@@ -51,7 +51,7 @@ def draw_training_curves(axes, records: Sequence[dict]) -> None:
 
 
 def addition_curves(log: str | Path, path: str | Path) -> None:
-    """Training and dev loss, and below the share of right answers on dev (of every seed), from a run's log."""
+    """Training and dev loss, and below them the dev accuracy of every seed, from a run's log."""
     from matplotlib.figure import Figure
 
     records = run_log.read(log)
@@ -88,7 +88,7 @@ def confusion_matrix(
 
 
 def draw_confusion(axes, matrix: Sequence[Sequence[int]], names: Sequence[str], size: float = 10):
-    """The matrix into `axes`, in letters of `size` points; returns the image, for a bar of its colours."""
+    """Draws the matrix into `axes` with type of `size` points; returns the image for a colour bar."""
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     for row, counts in enumerate(matrix):
@@ -106,7 +106,7 @@ def draw_confusion(axes, matrix: Sequence[Sequence[int]], names: Sequence[str], 
 def accuracy_by_parameters(
     ours: list[tuple[int, float]], public: list[tuple[int, float]], path: str | Path
 ) -> None:
-    """Share of right answers against the number of parameters, our models and public ones."""
+    """Accuracy against the number of parameters, for our models and public ones."""
     figure, axes = new_figure()
     for points, label, marker in ((public, "public solutions of the course", "x"), (ours, "this project", "o")):
         parameters, accuracies = zip(*points, strict=True)
@@ -118,7 +118,7 @@ def accuracy_by_parameters(
 
 
 def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
-    """Weights (layers, heads, tokens, tokens) as a grid of heat maps, a layer a row; queries down, keys across."""
+    """Weights (layers, heads, tokens, tokens) as a grid of heat maps, one row per layer; queries down, keys across."""
     from matplotlib.figure import Figure
 
     layers, heads, count = len(maps), len(maps[0]), len(tokens)
@@ -132,7 +132,9 @@ def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
             axes.set_yticks(range(count), tokens, fontsize=5.5)
             axes.tick_params(length=1, pad=1)
     label = "attention weight (rows: queries, columns: keys)"
-    figure.colorbar(image, ax=figure.axes, label=label, fraction=0.01, pad=0.005)
+    bar = figure.colorbar(image, ax=figure.axes, fraction=0.01, pad=0.005)
+    bar.set_label(label, fontsize=7)
+    bar.ax.tick_params(labelsize=5.5, length=1, pad=1)
     save_figure(figure, path)
 
 
@@ -144,7 +146,7 @@ def curves(
     log_up: bool = False,
     paired: bool = False,
 ) -> None:
-    """Named lines of (x, y) points on one pair of axes; if `paired`, every two in turn have one colour."""
+    """Named lines of (x, y) points; if `paired`, each consecutive pair shares a colour."""
     figure, axes = new_figure()
     for number, (name, points) in enumerate(series.items()):
         marker = "o-" if len(points) <= 40 else "-"
@@ -162,7 +164,7 @@ def curves(
 
 
 def named_points(points: Mapping[str, tuple[float, float]], across: str, up: str, path: str | Path) -> None:
-    """Points with their names beside them, on the side that has room: a trade-off at a glance."""
+    """Points with their names beside them, on the side that has room."""
     figure, axes = new_figure()
     middle = (min(x for x, _ in points.values()) + max(x for x, _ in points.values())) / 2
     for name, (x, y) in points.items():
@@ -178,7 +180,7 @@ def named_points(points: Mapping[str, tuple[float, float]], across: str, up: str
 
 
 def log_points(log: str | Path, name: str, per: str = "step", width: int = 1) -> list[tuple[float, float]]:
-    """(step, value) of a log's records that hold `name`, smoothed over `width` of them."""
+    """(step, value) of the log records with `name`, smoothed over `width` of them."""
     records = [record for record in run_log.read(log) if name in record]
     values = _smooth(tuple(record[name] for record in records), width)
     return [(record[per], value) for record, value in zip(records, values, strict=True)]
@@ -193,7 +195,7 @@ def _smooth(values: tuple[float, ...], width: int) -> list[float]:
 
 
 def draw_scatter(axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Named points (name, parameters, share of right answers), parameters on a logarithmic axis."""
+    """Named points (name, parameters, accuracy), with parameters on a logarithmic axis."""
     for name, parameters, accuracy in points:
         best = name == "best_model"
         axes.plot(parameters, accuracy, "*" if best else "o", markersize=11 if best else 5, label=name)
@@ -212,7 +214,7 @@ def draw_lines(axes, lines: dict[str, Sequence[tuple[float, float]]], xlabel: st
 
 
 def draw_table(axes, header: Sequence[str], rows: Sequence[Sequence[str]], size: float = 7.5) -> None:
-    """A table that fills `axes`, its columns as wide as their longest words need."""
+    """A table that fills `axes`, with columns as wide as their longest words."""
     widest = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
     axes.axis("off")
     table = axes.table(
@@ -230,7 +232,7 @@ def draw_table(axes, header: Sequence[str], rows: Sequence[Sequence[str]], size:
 
 
 def wide_figure(draw: Callable, columns: int, height: float, path: str | Path) -> None:
-    """Draws into `columns` axes side by side, 7 inches wide in all, and writes them as PNG."""
+    """Draws into `columns` axes side by side, 7 inches wide together, and writes them as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, height), layout="constrained")
@@ -248,7 +250,7 @@ def page_room() -> tuple[float, float]:
 
 
 class Page:
-    """A page of a report, filled from the top down."""
+    """A page of a report, filled from the top."""
 
     def __init__(self) -> None:
         from matplotlib.figure import Figure
@@ -262,7 +264,7 @@ class Page:
         self.left -= height
 
     def axes(self, height: float, columns: int = 1, frame: float = 0.0) -> list:
-        """Axes side by side in `height` inches, with `frame` inches left free for what stands beside their edges."""
+        """Axes side by side in `height` inches, with `frame` inches free for labels."""
         self.left -= height
         width = page_room()[0] / columns
         sizes = ((width - 1.3 * frame) / PAGE[0], (height - 1.1 * frame) / PAGE[1])
@@ -272,7 +274,7 @@ class Page:
 
 
 def save_report(pages: Sequence[Page], path: str | Path) -> None:
-    """Writes the pages as PDF, atomically and undated, so that the same pages give the same bytes."""
+    """Writes the pages as PDF, atomically and without a date, so that equal pages give equal bytes."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     with atomic_path(path) as temporary, PdfPages(temporary, metadata={"CreationDate": None}) as pdf:

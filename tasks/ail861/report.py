@@ -1,4 +1,4 @@
-"""Tables and figures of the AIL861 run, from the logs and results that its steps left.
+"""Tables and figures of an AIL861 run, from the logs and results of its steps.
 
     python -m tasks.ail861.run --corpus train.txt --valid valid.txt
 """
@@ -21,13 +21,13 @@ from tasks import plots
 
 STARTS = {"fasttext": "FastText, trained on", "frozen": "FastText, frozen", "random": "random"}
 SMOOTHED = 50  # steps
-CLOCKS = {"cpu": "processor_seconds", "cuda": "seconds"}  # on a CPU other processes must not count
+CLOCKS = {"cpu": "processor_seconds", "cuda": "seconds"}  # excludes the time of other processes
 
 
 def write_report(work: Path, out: Path, size: str, device: str) -> dict:
-    """Writes results.json, tables.md and the figures into `out`; returns the results.
+    """Writes results.json, tables.md and the figures to `out`; returns the results.
 
-    `device` ("cpu" or "cuda") says by which clock seconds are told.
+    Times are processor seconds if `device` is "cpu", else wall-clock seconds.
     """
     clock = CLOCKS[device]
     results = {"size": size, "torch": torch.__version__, "machine": platform.machine(), "device": device}
@@ -53,7 +53,7 @@ def _measured(work: Path, name: str) -> list[dict]:
 
 
 def _training(work: Path, clock: str) -> dict:
-    """Best validation perplexity of the measured model, and of each start (rows of 64 words, seen from their start)."""
+    """Best validation perplexity of the measured model and of each kind of embeddings, on rows of 64 words."""
     found = {}
     for name, label in {"measured": "the measured model", **STARTS}.items():
         records = _measured(work, name)
@@ -80,7 +80,7 @@ def _accumulation(work: Path, clock: str) -> dict:
 
 
 def _checkpointing(work: Path, clock: str) -> dict:
-    """An epoch with and without recomputation, whether they learned the same, and the measured memory."""
+    """An epoch with and without recomputation, whether the losses are equal, and the measured memory."""
     plain, again = (_measured(work, name)[-1][clock] for name in ("accumulation-1", "recomputed"))
     losses = [plots.log_points(work / name / "log.jsonl", "loss") for name in ("accumulation-1", "recomputed")]
     epoch = {"plain_seconds": round(plain, 1), "recomputed_seconds": round(again, 1)}
@@ -175,7 +175,7 @@ def _perplexities(losses: dict[str, list]) -> dict[str, list]:
 
 
 def _accumulated(work: Path, results: dict) -> dict[str, list]:
-    """The loss curves of the accumulation runs, against batches read, each named by its epoch's seconds."""
+    """The loss curves of the accumulation runs against batches, labelled with the seconds per epoch."""
     series = {}
     for count, row in results["accumulation"].items():
         points = plots.log_points(work / f"accumulation-{count}" / "log.jsonl", "loss", width=max(1, 16 // int(count)))

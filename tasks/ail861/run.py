@@ -3,8 +3,8 @@
     make ail861 CORPUS=train.txt VALID=valid.txt
     python -m tasks.ail861.run --corpus train.txt --valid valid.txt --size small --save_dir results/ail861
 
-Each step is a command of its own (`--show` prints them all), logged beside its results. A step that is done is not
-done again, and one that was interrupted goes on where it stood: start the same command once more.
+Each step is a separate command (`--show` prints them all) with a log beside its results. Finished steps are skipped
+and interrupted ones resume when the same command is started again.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Size:
-    """How large a run is. The assignment's own: 3 layers, 8 heads, context 64, mini-batches of 16 rows, Adam 3e-4."""
+    """The size of a run. Fixed by the assignment: 3 layers, 8 heads, context 64, mini-batches of 16 rows, Adam 3e-4."""
 
     vocabulary: int
     dim: int
-    epochs: int  # of the model that is measured
-    rows: int  # of a training step of that model, 64 tokens each
-    lr: float  # its peak rate
-    dropout: float  # its dropout; few epochs need none
-    evaluate_every: int  # steps of that model
-    starts: int  # stories that FastText, random and frozen embeddings are compared on
-    part: int  # stories of the accumulation and recomputation runs
+    epochs: int  # of the measured model
+    rows: int  # of 64 tokens per training step of that model
+    lr: float  # its peak learning rate
+    dropout: float  # its dropout; a short training needs none
+    evaluate_every: int  # steps between evaluations of that model
+    starts: int  # stories for comparing FastText, random and frozen embeddings
+    part: int  # stories for the accumulation and recomputation runs
     starts_evaluate_every: int = 100
     stories: int = 50
     vector_epochs: int = 5
@@ -59,7 +59,7 @@ ACCUMULATIONS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and the file that is there when it is done."""
+    """A command, and the file that shows that it is done."""
 
     name: str
     command: list[str]
@@ -106,7 +106,7 @@ def build_steps(args: argparse.Namespace, work: Path) -> list[Step]:
 
 
 def _model(size: Size, dtype: str) -> list:
-    """The assignment's model and optimizer: sinusoids, GELU, LayerNorm first, an output of its own; Adam, no decay."""
+    """The assignment's model and optimizer: sinusoidal positions, GELU, pre-norm, untied output; Adam without decay."""
     shape = {"dim": size.dim, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": HEADS, "max_seq_len": CONTEXT}
     kind = {"position_embedding_type": "sinusoidal", "ffn_type": "gelu", "norm_position": "pre", "dropout": 0.1}
     training = {"optimizer": "adamw", "lr": RATE, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0}
@@ -134,7 +134,7 @@ def prepare(args: argparse.Namespace) -> list[Step]:
 
 
 def perform(step: Step, work: Path) -> None:
-    """Runs the step, its output into a log; raises RuntimeError with the log's last line where it fails."""
+    """Runs the step with its output in a log; raises RuntimeError with the log's last line if it fails."""
     log = work / f"{step.name}.log"
     with open(log, "a", encoding="utf-8") as file:
         code = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
@@ -144,7 +144,7 @@ def perform(step: Step, work: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs what is not done yet, then writes the report. Bad input: exit code 2; a step that fails: 1."""
+    """Runs the remaining steps, then writes the report. Exit code 2 for bad input, 1 for a failing step."""
     parser = new_parser("ail861.py", __doc__.split("\n")[0])
     parser.add_argument("--corpus", required=True, metavar="FILE", help="training stories, <|endoftext|> between them")
     parser.add_argument("--valid", required=True, metavar="FILE", help="validation stories: measured, never trained on")
