@@ -11,7 +11,7 @@ Ours is `Trainer.step` with AdamW. Documents are random, with lengths distribute
 Tokens are next-token targets, without padding. Medians over the rounds count, also of processor time on a CPU.
 
 On a GPU it prints model FLOP utilisation: tokens/s · (6·N + 6·n_layers·n_heads·head_dim·T) / peak, with N the
-multiplied weights (the tied embedding once, as output) and T the mean row length: the causal half of Chowdhery et al. 2022,
+multiplied weights (the tied embedding once) and T the mean row length: the causal half of Chowdhery et al. 2022,
 appendix B. Peaks are dense bfloat16 as the makers state them; --peak_tflops gives another device's. The last line is
 JSON.
 """
