@@ -23,14 +23,12 @@ from engine.train import distributed
 from llama import Llama
 from tasks.pretrained import load_model
 from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
-from tasks.sentiment.flags import FinetuneSettings, PromptSettings
+from tasks.sentiment.flags import COURSE_BATCH_SIZES, FinetuneSettings, PromptSettings
 from tasks.sentiment.report import predict_labels, report_split, write_predictions
 from tasks.settings import default_of
 from tokenizer import AnyTokenizer
 from utils import DTYPES, autocast, set_up
 
-COURSE_BATCH_SIZES = {"sst": {"prompt": 10, "finetune": 80, "lora": 80}, "cfimdb": dict.fromkeys(
-    ("prompt", "finetune", "lora"), 10)}  # fmt: skip
 NOT_IN_FOLDER_NAME = frozenset(  # already in the name, data and outputs, or without influence on the results
     "seed use_gpu threads train dev test label_names dev_out test_out save_dir seeds lr epochs save_every resume "
     "compile".split()
