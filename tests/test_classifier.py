@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier, real_lengths
-from engine.io.checkpoint import CheckpointError, load_plain, save_checkpoint
+from engine.io.checkpoint import CheckpointError, load_plain, save_checkpoint, save_plain
 from llama import Llama, from_checkpoint
 from lora import apply_lora, get_lora_optimizer_params, merge_lora_weights
 from tasks.sentiment.checkpoint import ClassifierInfo, load_adapter, load_classifier, save_adapter, save_classifier
@@ -206,6 +206,10 @@ def test_unsuitable_files_are_refused(tmp_path):
     write_tiny_checkpoint(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="another base model"):
         load_classifier(tmp_path / "adapter.pt", tmp_path / "other.pt")
+    older = {name: load_plain(tmp_path / "adapter.pt")[name] for name in ("format", "rank", "alpha", "model")}
+    save_plain(older, tmp_path / "older.pt")
+    with pytest.raises(CheckpointError, match="use merged.pt"):
+        load_classifier(tmp_path / "older.pt")
     (tmp_path / "base.pt").unlink()
     with pytest.raises(FileNotFoundError, match="name it with --pretrained-model-path"):
         load_classifier(tmp_path / "adapter.pt")

@@ -79,6 +79,8 @@ def load_classifier(
     """
     content = load_plain(path)
     _check_format(path, content, CLASSIFIER_FORMAT, ADAPTER_FORMAT)
+    if content["format"] == ADAPTER_FORMAT and "base" not in content:
+        raise CheckpointError(f"{path} is an adapter that names no base model: use merged.pt beside it")
     try:
         info = ClassifierInfo.from_dict(content, Path(path).parent)
         if content["format"] == ADAPTER_FORMAT:
@@ -143,8 +145,6 @@ def _load_adapter_state(path: str | os.PathLike, content: dict[str, Any], model:
 
 def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike | None) -> LlamaEmbeddingClassifier:
     """The classifier of an adapter, merged into its base model."""
-    if "base" not in content:
-        raise CheckpointError(f"{path} is an adapter that names no base model: use merged.pt beside it")
     base = Path(base) if base is not None else path.parent / content["base"]
     if not base.is_file():
         raise FileNotFoundError(f"{path} needs its base model {base}: name it with --pretrained-model-path")
