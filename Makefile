@@ -1,4 +1,4 @@
-# make generate and make test set up what they need; the other targets use what is there.
+# Every target sets up .venv first; the tests and the linters need its larger form.
 PYTHON := .venv/bin/python
 
 .PHONY: generate submission results ail861 test lint bench clean
@@ -6,9 +6,9 @@ PYTHON := .venv/bin/python
 generate: .venv/ready
 	$(PYTHON) run_llama.py --option generate
 
-# make submission ANDREWID=jdoe [COURSE=fall2025]
+# make submission ANDREWID=jdoe [COURSE=fall2025] [SUBMISSION_FLAGS="--zero_shot_pooling last_column"]
 submission: .venv/ready
-	$(PYTHON) run_llama.py --option submission $(if $(ANDREWID),--andrewid "$(ANDREWID)") $(if $(COURSE),--course "$(COURSE)")
+	$(PYTHON) run_llama.py --option submission $(if $(ANDREWID),--andrewid "$(ANDREWID)") $(if $(COURSE),--course "$(COURSE)") $(SUBMISSION_FLAGS)
 
 results: .venv/ready
 	$(PYTHON) -m tasks.results.report
@@ -18,6 +18,7 @@ test: .venv/ready-dev
 
 lint: .venv/ready-dev
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
 bench: .venv/ready-dev
 	$(PYTHON) -m bench.generate

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned packages, then fetches the course's files. Run it again at any time: what is done is kept.
+# Makes .venv with the pinned packages, then fetches the course's files. Running it again does only what is missing.
 #
-#   bash setup.sh              all that running needs
-#   bash setup.sh --dev        and the tools of `make test` and `make lint`
-#   bash setup.sh --from DIR   copies the course's files from DIR in place of fetching them
-#   bash setup.sh --offline    does not try to fetch them
+#   bash setup.sh              everything that running needs
+#   bash setup.sh --dev        also the tools of `make test` and `make lint`
+#   bash setup.sh --from DIR   copies the course's files from DIR instead of fetching them
+#   bash setup.sh --offline    does not fetch them
 #
-# PYTHON names the interpreter to build on (default: the first of python3, python3.13 … that is 3.11 or later).
+# PYTHON names the interpreter to use (default: the first of python3, python3.13 … that is 3.11 or later).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -39,13 +39,22 @@ find_python() {
   die "Python 3.11 or later is needed; name one with PYTHON=/path/to/python bash setup.sh"
 }
 
-# Installs a requirements file unless the copy kept in .venv says that just this was installed before.
+# Prints the size of .venv every few seconds while pip runs: torch is large, and pip hides its progress without a terminal.
+show_size() {
+  while sleep 5 && kill -0 $$ 2>/dev/null; do  # ends with this script, however it ends
+    echo "  $(du -sm .venv "${TMPDIR:-/tmp}"/pip-* 2>/dev/null | awk '{sum += $1} END {print sum}') MB so far ..."
+  done
+}
+
+# Installs a requirements file unless the copy kept in .venv says that this very file was installed before.
 install() {
-  local kept=".venv/installed-$1"
+  local kept=".venv/installed-$1" progress status=0
   cmp -s "$1" "$kept" && return
   echo "installing $1 ..."
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" \
-    || die "pip could not install $1; the lines above say why"
+  show_size & progress=$!
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" || status=$?
+  kill "$progress" 2>/dev/null; wait "$progress" 2>/dev/null || true
+  ((status == 0)) || die "pip could not install $1; the lines above say why"
   cp "$1" "$kept"
 }
 

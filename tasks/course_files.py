@@ -1,8 +1,9 @@
-"""Brings the course's files to where the course has them: fetched from its addresses, or copied from a folder.
+"""Fetches the course's files from its addresses, or copies them from a folder, to the course's own paths.
 
     bash setup.sh --from DIR      (or: python -m tasks.course_files --from DIR)
 
-What is there already is kept. What cannot be had is named in one line with what still works; that is no error.
+Existing files are kept. Files that cannot be fetched are reported, one line for each group, with what still works
+without them; that is not an error.
 """
 
 from __future__ import annotations
@@ -23,60 +24,70 @@ from tqdm import tqdm
 from engine.io.files import atomic_path
 
 COURSE = "https://raw.githubusercontent.com/ialdarmaki/anlp-spring2026-hw1/main/"
-TIMEOUT = 10  # seconds without an answer or a byte
+TIMEOUT = 10  # seconds without an answer or a byte of data
 CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class CourseFile:
-    """Where a file goes, where it may come from, and what works without it."""
+    """A file of the course: its path here, its group and its addresses."""
 
     path: str
-    without: str
+    group: str
     addresses: tuple[str, ...] = ()
-    name: str | None = None  # in the course's repository, where the path here is another
+    name: str | None = None  # path in the course's repository, if it is another
 
     def sources(self) -> tuple[str, ...]:
-        """Addresses to try in turn."""
+        """The addresses to try, in order."""
         return self.addresses or (COURSE + (self.name or self.path),)
 
 
 STORIES = ("https://www.cs.cmu.edu/~vijayv/stories42M.pt",
            "https://huggingface.co/karpathy/tinyllamas/resolve/main/stories42M.pt")  # fmt: skip
-CHECK = "its check compares with our own golden values alone"
-REVIEWS = "other data of the same format can be named on the command line"
-PARTS = ("train.txt", "dev.txt", "test.txt", "label-mapping.json")
+WITHOUT = {  # group: what works without its files
+    "weights": "the shipped models/stories.pt, which has its own tokenizer, is used instead",
+    "golden values": "the three checks compare with our own golden values only",
+    "data": "the shipped data/reviews*.txt and data/addition_test.txt serve to try every command",
+}
+SPLITS = ("train.txt", "dev.txt", "test.txt", "label-mapping.json")
+GOLDEN = ("sanity_check.data", "rotary_embedding_actual.data", "optimizer_test.npy")
 FILES = (
-    CourseFile("stories42M.pt", "the shipped models/stories.pt serves in its place", STORIES),
-    CourseFile("tokenizer.model", "only stories42M.pt needs it; the shipped model has its own"),
-    CourseFile("sanity_check.data", CHECK),
-    CourseFile("rotary_embedding_actual.data", CHECK),
-    CourseFile("optimizer_test.npy", CHECK),
-    *(CourseFile(f"data/{name}-{part}", REVIEWS) for name in ("sst", "cfimdb") for part in PARTS),
-    CourseFile(
-        "data/course_addition_test.txt", "the shipped data/addition_test.txt serves", name="data/addition_test.txt"
-    ),
+    CourseFile("stories42M.pt", "weights", STORIES),
+    CourseFile("tokenizer.model", "weights"),
+    *(CourseFile(name, "golden values") for name in GOLDEN),
+    *(CourseFile(f"data/{name}-{split}", "data") for name in ("sst", "cfimdb") for split in SPLITS),
+    CourseFile("data/course_addition_test.txt", "data", name="data/addition_test.txt"),
 )
 
 
-def bring(file: CourseFile, root: Path, get: Callable[[CourseFile, Path], str | None]) -> bool:
-    """Puts one file in its place unless it is there; `get` writes it to a path or returns why it cannot."""
+def provide(file: CourseFile, root: Path, get: Callable[[CourseFile, Path], str | None]) -> str | None:
+    """Writes one file unless it exists; returns why it cannot. `get` writes to a path or returns why it cannot."""
     target = root / file.path
     if target.exists():
-        return True
+        return None
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(target) as temporary:
             if (reason := get(file, temporary)) is not None:
                 raise OSError(reason)
     except OSError as error:
-        print(f"missing {file.path} ({error}): {file.without}")
-        return False
-    return True
+        return str(error)
+    return None
+
+
+def missing_lines(reasons: dict[CourseFile, str]) -> list[str]:
+    """One line for each group with missing files: the files, the reasons, and what works without them."""
+    lines = []
+    for group, without in WITHOUT.items():
+        missing = {file.path: reason for file, reason in reasons.items() if file.group == group}
+        if missing:
+            why = "; ".join(dict.fromkeys(missing.values()))
+            lines.append(f"missing {group}: {', '.join(missing)} ({why}): {without}")
+    return lines
 
 
 def copier(folder: Path) -> Callable[[CourseFile, Path], str | None]:
-    """Copies files from `folder`, which is laid out as the course's repository is."""
+    """Copies files from `folder`, which has the layout of the course's repository."""
 
     def get(file: CourseFile, target: Path) -> str | None:
         source = folder / (file.name or file.path)
@@ -89,7 +100,7 @@ def copier(folder: Path) -> Callable[[CourseFile, Path], str | None]:
 
 
 class Fetcher:
-    """Fetches files; a host that could not be reached once is not asked again."""
+    """Fetches files; a host that could not be reached once is not tried again."""
 
     def __init__(self) -> None:
         self.unreachable: set[str] = set()
@@ -113,7 +124,7 @@ class Fetcher:
 
 
 def _download(address: str, target: Path, name: str) -> None:
-    """Writes what is at the address; raises ConnectionError where it ends early."""
+    """Downloads an address into `target`; raises ConnectionError if it ends early."""
     with urllib.request.urlopen(address, timeout=TIMEOUT) as response, open(target, "wb") as out:
         size = int(response.headers.get("Content-Length") or 0)
         with tqdm(total=size or None, desc=f"fetching {name}", unit="B", unit_scale=True) as bar:
@@ -124,11 +135,11 @@ def _download(address: str, target: Path, name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Brings every file; returns 0 whether or not all could be had, 2 for a folder that does not exist."""
-    parser = argparse.ArgumentParser(prog="course_files.py", description=__doc__.split("\n")[0])
+    """Provides every file; returns 0 even if some are missing, 2 for a folder that does not exist."""
+    parser = argparse.ArgumentParser(prog="course_files.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--from", dest="folder", metavar="DIR", help="copy from this folder; nothing is fetched")
-    parser.add_argument("--offline", action="store_true", help="only say what is missing")
-    parser.add_argument("--into", default=".", metavar="DIR", help="where the files go")
+    parser.add_argument("--offline", action="store_true", help="fetch nothing; report what is missing")
+    parser.add_argument("--into", default=".", metavar="DIR", help="write the files into this folder")
     args = parser.parse_args(argv)
     if args.folder is not None and not Path(args.folder).is_dir():
         print(f"course_files.py: no such folder: {args.folder}", file=sys.stderr)
@@ -137,8 +148,9 @@ def main(argv: list[str] | None = None) -> int:
         get = copier(Path(args.folder))
     else:
         get = (lambda file, target: "not fetched: --offline") if args.offline else Fetcher()
-    there = [bring(file, Path(args.into), get) for file in FILES]
-    print(f"{sum(there)} of the course's {len(there)} files are here")
+    results = {file: provide(file, Path(args.into), get) for file in FILES}
+    reasons = {file: reason for file, reason in results.items() if reason is not None}
+    print(*missing_lines(reasons), f"{len(FILES) - len(reasons)} of the course's {len(FILES)} files are here", sep="\n")
     return 0
 
 

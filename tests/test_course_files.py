@@ -1,4 +1,4 @@
-"""Set-up brings the course's files, or says in a line each what is missing; half a download never stays."""
+"""Set-up provides the course's files, or reports the missing ones by group; half a download never stays."""
 
 from __future__ import annotations
 
@@ -48,13 +48,16 @@ def test_everything_is_fetched_once(tmp_path, monkeypatch, capsys):
     assert course_files.main(["--into", str(tmp_path)]) == 0 and not asked
 
 
-def test_without_a_network_each_file_has_its_line_and_each_host_is_asked_once(tmp_path, monkeypatch, capsys):
+def test_without_a_network_each_group_has_one_line_and_each_host_is_asked_once(tmp_path, monkeypatch, capsys):
     asked = serve(monkeypatch, unreachable)
     assert course_files.main(["--into", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(asked) == 3
-    assert [line.split()[1] for line in lines[:-1]] == [file.path for file in course_files.FILES]
-    assert "models/stories.pt serves" in lines[0]
+    groups = [line.removeprefix("missing ").partition(":")[0] for line in lines[:-1]]
+    assert groups == ["weights", "golden values", "data"]
+    assert "stories42M.pt, tokenizer.model (huggingface.co cannot be reached; raw.githubuser" in lines[0]
+    assert all(file.path in "".join(lines) for file in course_files.FILES)
+    assert lines[-1] == "0 of the course's 14 files are here"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -67,7 +70,7 @@ def test_a_second_address_serves_where_the_first_fails(tmp_path, monkeypatch):
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, capsys):
     serve(monkeypatch, lambda address: Answer(b"half", promised=8))
     assert course_files.main(["--into", str(tmp_path)]) == 0
-    assert "missing tokenizer.model" in capsys.readouterr().out
+    assert "missing weights: stories42M.pt, tokenizer.model (" in capsys.readouterr().out
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -80,7 +83,8 @@ def test_a_file_the_host_does_not_have_is_no_reason_to_give_the_host_up(tmp_path
     serve(monkeypatch, answers)
     course_files.main(["--into", str(tmp_path)])
     out = capsys.readouterr().out
-    assert "missing tokenizer.model (raw.githubusercontent.com answers 404)" in out and out.count("missing") == 1
+    assert "missing weights: tokenizer.model (raw.githubusercontent.com answers 404)" in out
+    assert out.count("missing") == 1
 
 
 def test_copying_from_a_folder_keeps_what_is_there(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 import zipfile
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import prepare_submit
-from tasks.submission.check import check_zip, make_zip
-from tasks.submission.files import BEST, COURSES, MODELS, TESTED, TRAINED
+import run_llama
+from tasks import cli, provenance
+from tasks.submission.check import check_zip, make_zip, packer_leaves_out
+from tasks.submission.files import BEST, COURSES, MODELS, TESTED, TRAINED, steps
 from tasks.submission.zip_file import collect, imported_files, write_zip
 from tests.submission_project import write_project
 from tests.tiny import ROOT
@@ -149,8 +152,8 @@ def lines_of(broken: Path) -> list[str]:
         (lambda lines: lines[:-1], "8 lines, not 9"),
         (lambda lines: [*lines, lines[0]], "10 lines, not 9"),
         (lambda lines: [*lines[:-1], lines[-1][:9]], "line 9: not the data's sentence"),
-        (lambda lines: ["5" + lines[0][1:], *lines[1:]], "line 1 predicts '5', no label"),
-        (lambda lines: ["-1" + lines[0][1:], *lines[1:]], "line 1 predicts '-1', no label"),
+        (lambda lines: ["5" + lines[0][1:], *lines[1:]], "line 1 predicts '5', not a label"),
+        (lambda lines: ["-1" + lines[0][1:], *lines[1:]], "line 1 predicts '-1', not a label"),
         (lambda lines: ["good" + line[1:] for line in lines], "(and 8 more lines are wrong)"),
         (lambda lines: [lines[0].replace("|||", "|"), *lines[1:]], "line 1 has no '|||'"),
         (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1: the sentences are the data's, but in another order"),
@@ -186,7 +189,7 @@ def test_too_few_ablations_or_too_good_ones_are_refused(broken, capsys, monkeypa
     for name in ("ablation_1", "ablation_2"):
         summary = broken / MODELS / name / "experiment_summary.json"
         summary.write_text(summary.read_text().replace("0.25", "1.0"))
-    assert "0 ablations are short of 100 %" in refuse(broken, capsys, monkeypatch)
+    assert "0 ablations are below 100 %" in refuse(broken, capsys, monkeypatch)
     shutil.rmtree(broken / MODELS / "ablation_4")
     said = refuse(broken, capsys, monkeypatch)
     assert "holds 4 ablations, not 5" in said and "--save_dir addition_models/ablation_4" in said
@@ -198,7 +201,7 @@ def test_a_cut_checkpoint_and_a_cut_summary_are_refused(broken, capsys, monkeypa
         path.write_bytes(path.read_bytes()[:-40])
     said = refuse(broken, capsys, monkeypatch)
     assert "best_model.pth is not a checkpoint, or it is cut short" in said
-    assert "experiment_summary.json is not a test's summary" in said
+    assert "experiment_summary.json is not the summary of a test" in said
 
 
 def test_a_link_that_leads_outside_is_refused(broken, capsys, monkeypatch, tmp_path):
@@ -216,12 +219,69 @@ def test_a_submission_over_the_limit_is_refused(broken, capsys, monkeypatch):
     assert not collect(broken, FALL, "jdoe")[0].get(f"{MODELS}/{BEST}/curves.png")
 
 
-def test_an_old_zip_stays_when_the_new_one_is_refused(broken, monkeypatch):
+def test_a_stale_zip_is_moved_away_when_the_new_one_is_refused(broken):
     (broken / "llama.py").unlink()
     old = broken.parent / "jdoe.zip"
     old.write_bytes(b"old")
     assert make_zip(broken, "jdoe", SPRING, old, run=False).problems
-    assert old.read_bytes() == b"old"
+    assert not old.exists()
+    assert (broken.parent / "runs" / "replaced" / "jdoe.zip").read_bytes() == b"old"
+
+
+def test_modules_that_the_courses_own_packer_would_leave_out_are_named(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert prepare_submit.main([str(project), "jdoe"], run=False) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the course's own")]
+    assert len(notes) == 1 and re.search(r"engine/ \(\d+ files\), lora.py, tasks/ \(\d+ files\)", notes[0])
+    for name in ("a.py", "llama.py"):
+        (tmp_path / name).write_text("import os\n")
+    assert packer_leaves_out(tmp_path, SPRING) == ""
+
+
+def record(project: Path, output: str, words: str, model: Path) -> None:
+    """Records that the output was made by this command line."""
+    option, settings = cli.parse(run_llama.PROGRAM, words.split())
+    data = [project / getattr(settings, name) for name in ("dev", "test", "label_names") if hasattr(settings, name)]
+    provenance.record([project / output], "run_llama.py", option, settings, model, data)
+
+
+def test_what_was_not_made_by_the_courses_command_is_named_loudly(broken, monkeypatch, capsys):
+    monkeypatch.chdir(broken)
+    model = broken / "stories42M.pt"
+    model.write_bytes(b"weights")
+    record(broken, "generated-sentence-temp-0.txt", "--option generate --max_new_tokens 20 --quantize int8", model)
+    record(broken, "generated-sentence-temp-1.txt", "--option generate --top_k 40", model)
+    for step in steps(SPRING):
+        if step.option == "prompt":
+            for name in step.outputs:
+                extra = "--calibrate" if "sst" in name else "--pooling last_column"
+                record(broken, name, " ".join([*step.words[1:], extra]), model)
+    assert prepare_submit.main([".", "jdoe"], run=False) == 0
+    printed = capsys.readouterr().out
+    loud = [line for line in printed.splitlines() if line.startswith("!! ")]
+    assert len(loud) == 2
+    assert "(--max_new_tokens 20 instead of 75, --quantize int8 instead of float32, --top_k 40)" in loud[0]
+    assert "(--calibrate True): sst-dev-prompting-output.txt" in loud[1] and "the course's: python" in loud[1]
+    assert "zero-shot reads the last column" in printed and "zero-shot reads the last real token" in printed
+    assert "sst-dev: 0.222, close to the reference 0.197" in printed
+    assert "made with stories42M.pt: generated-sentence-temp-0.txt" in printed
+
+
+def test_another_data_set_and_an_edited_file_are_seen(broken, monkeypatch, capsys):
+    monkeypatch.chdir(broken)
+    model = broken / "stories42M.pt"
+    model.write_bytes(b"weights")
+    step = next(step for step in steps(SPRING) if step.name == "prompt sst")
+    words = " ".join(step.words[1:]).replace("data/sst-dev.txt", "data/cfimdb-dev.txt")
+    for name in step.outputs:
+        record(broken, name, words, model)
+    assert prepare_submit.main([".", "jdoe"], run=False) == 0
+    assert "NOT made by the course's command (other data, cfimdb-dev.txt)" in capsys.readouterr().out
+    lines = lines_of(broken)
+    (broken / DEV).write_text("".join(f"{line}\n" for line in ["1" + lines[0][1:], *lines[1:]]), encoding="utf-8")
+    assert prepare_submit.main([".", "jdoe"], run=False) == 0
+    printed = capsys.readouterr().out
+    assert "not recorded: generated-sentence-temp-0.txt" in printed and "cfimdb-dev.txt" not in printed
 
 
 def zip_of(path: Path, entries: dict[str, str], kind: int = stat.S_IFREG) -> Path:
@@ -274,7 +334,7 @@ def test_a_zip_cut_in_half_damaged_or_none_at_all_is_refused(packed, tmp_path, c
     path.write_bytes(whole[:200] + bytes(200) + whole[400:])
     refuse_zip(path, capsys)
     path.write_text("I am no zip")
-    assert "no zip file" in refuse_zip(path, capsys)
+    assert "not a zip file" in refuse_zip(path, capsys)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import run_llama
-from tasks import pretrained
+from tasks import cli, pretrained, provenance
+from tasks.submission import origin
 from tasks.submission import run as submission
 from tasks.submission.check import make_zip, run_checks
 from tasks.submission.files import BEST, COURSES, GENERATED, MODELS, TRAINED, steps
@@ -34,10 +35,12 @@ class Child:
     def run(self, words, cwd, check):
         """What `subprocess.run` is asked for."""
         self.commands.append(" ".join(words[1:]))
-        makes = [step.outputs for step in ALL_STEPS if " ".join(words[1:]).startswith(" ".join(step.words))]
-        for name in makes[0] if not self.code else ():
-            if (path := self.folder / name) in self.whole:
-                path.write_bytes(self.whole[path])
+        step = next(step for step in ALL_STEPS if " ".join(words[1:]).startswith(" ".join(step.words)))
+        made = [] if self.code else [self.folder / name for name in step.outputs if self.folder / name in self.whole]
+        for path in made:
+            path.write_bytes(self.whole[path])
+        if step.option is not None and made:
+            record(made, words[2:])
         return subprocess.CompletedProcess(words, self.code)
 
     def names(self) -> list[str]:
@@ -56,7 +59,7 @@ def project(tmp_path, monkeypatch) -> Path:
     for path in [shipped, *(folder / "data").iterdir()]:
         os.utime(path, (1, 1))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(submission, "SHIPPED", shipped)
+    monkeypatch.setattr(origin, "SHIPPED", shipped)
     monkeypatch.setattr(pretrained, "SHIPPED", shipped)
     monkeypatch.setattr(submission, "make_zip", functools.partial(make_zip, run=False))
     return folder
@@ -71,17 +74,25 @@ def child(project, monkeypatch) -> Child:
     return started
 
 
+def record(outputs: list[Path], words: list[str]) -> None:
+    """What the task itself records: how it made its outputs."""
+    option, settings = cli.parse(run_llama.PROGRAM, words)
+    model = pretrained.choose_path(settings.pretrained_model_path, "pretrained_model_path" in settings.given)
+    data = [getattr(settings, name) for name in ("dev", "test", "label_names") if hasattr(settings, name)]
+    provenance.record(outputs, "run_llama.py", option, settings, model, data)
+
+
 def submit(*flags: str) -> int:
     return run_llama.main(["--option", "submission", "--andrewid", "jdoe", *flags])
 
 
-def test_what_was_made_by_hand_is_kept_and_said(project, child, capsys):
+def test_files_without_a_record_are_kept_and_named(project, child, capsys):
     assert submit() == 0
     assert child.commands == []
     said = capsys.readouterr().out
-    assert "[1/15] generate: done before" in said
+    assert "[1/15] generate: up to date" in said
     assert "jdoe.zip is good for spring2026" in said
-    assert "with a model that is not recorded" in said
+    assert "a command and a model that are not recorded: generated-sentence-temp-0.txt" in said
     assert (project / "jdoe.zip").is_file()
 
 
@@ -91,11 +102,11 @@ def test_the_missing_is_made_and_the_shipped_model_is_said_loudly(project, child
     assert submit() == 0
     said = capsys.readouterr().out
     assert child.names() == ["run_llama.py --option generate", "run_llama.py --option prompt"]
-    assert "stories42M.pt is not here" in said and "!! NOT from stories42M" in said
+    assert "stories42M.pt is not here" in said and "!! NOT made with stories42M" in said
     assert f"{GENERATED[0]}, {GENERATED[1]}, sst-dev" in said
     assert submit() == 0
     assert child.names() == []
-    assert "!! NOT from stories42M" in capsys.readouterr().out
+    assert "!! NOT made with stories42M" in capsys.readouterr().out
 
 
 def make_all(project: Path, child: Child) -> None:
@@ -126,8 +137,62 @@ def test_outputs_of_another_model_data_or_code_are_stale(project, child, capsys)
     assert submit() == 0
     assert len(child.names()) == 3
     said = capsys.readouterr().out
-    assert "another model than when it was made" in said
+    assert "the model has changed since" in said
     assert "made with stories42M.pt" in said and "!!" not in said
+
+
+@pytest.mark.parametrize("flags", ["--max_new_tokens 20", "--quantize int8", "--top_k 5", "--seed 2"])
+def test_experiments_run_by_hand_are_made_again_by_the_courses_command(project, child, capsys, flags):
+    for name in GENERATED:
+        (project / name).write_text("I have wanted to see this thriller, too.", encoding="utf-8")
+    record([project / name for name in GENERATED], ["--option", "generate", *flags.split()])
+    assert submit() == 0
+    assert child.commands == ["run_llama.py --option generate"]
+    assert f"[1/15] generate (made with {flags}" in capsys.readouterr().out
+    assert "thriller, too" in (project / "runs" / "replaced" / GENERATED[0]).read_text()
+    assert submit() == 0
+    assert child.commands == ["run_llama.py --option generate"]
+
+
+def test_the_courses_command_run_by_hand_is_kept_until_the_model_changes(project, child, capsys):
+    for step in steps(SPRING):
+        if step.option is not None:
+            record([project / name for name in step.outputs], list(step.words[1:]))
+    assert submit() == 0
+    assert child.commands == []
+    printed = capsys.readouterr().out
+    assert "!! NOT made with stories42M" in printed and "not recorded" not in printed
+    write_tiny_checkpoint(project / "stories42M.pt")
+    with open(project / "stories42M.pt", "ab") as file:
+        file.write(b"other weights")
+    assert submit() == 0
+    assert len(child.names()) == 3
+    assert "made with another model, shipped" in capsys.readouterr().out
+
+
+def test_either_reading_of_zero_shot_can_be_handed_in(project, child, capsys):
+    assert submit("--zero_shot_pooling", "last_column") == 0  # nothing is recorded: the files are kept
+    for name in SPRING.predictions:
+        (project / name).unlink()
+    assert submit("--zero_shot_pooling", "last_column") == 0
+    assert [command.endswith("--pooling last_column") for command in child.commands] == [True, True]
+    printed = capsys.readouterr().out
+    assert "zero-shot reads the last column" in printed and "NOT made by the course's command" not in printed
+    assert "sst-dev: 0.222, close to the reference 0.197 (standard error 0.133)" in printed
+    child.commands = []
+    assert submit() == 0
+    assert child.names() == ["run_llama.py --option prompt"] * 2
+    assert "zero-shot reads the last real token" in capsys.readouterr().out
+
+
+def test_shortened_training_is_named_loudly(project, child, capsys):
+    for name in COURSES["fall2025"].predictions:
+        (project / name).unlink()
+    assert submit("--course", "fall2025", "--epochs", "1") == 0
+    assert [command.endswith("--epochs 1") for command in child.commands] == [False] * 2 + [True] * 4
+    printed = capsys.readouterr().out
+    assert printed.count("!! NOT made by the course's command (--epochs 1 instead of 5): ") == 4
+    assert "sst-dev: 0.222, close to the reference 0.237" in printed
 
 
 def test_a_stopped_step_is_resumed_and_the_rest_kept(project, child, capsys):
@@ -150,7 +215,7 @@ def test_missing_adders_are_trained_and_tested(project, child, capsys):
     for name in TRAINED:
         (project / MODELS / "ablation_2" / name).unlink()
     assert submit() == 1  # the stand-in writes no plot and no log
-    assert "log.jsonl is not there" in capsys.readouterr().err
+    assert "did not write addition_models/ablation_2/log.jsonl" in capsys.readouterr().err
     assert "--n_layers 1 --save_dir addition_models/ablation_2" in child.commands[0]
 
 
@@ -192,15 +257,13 @@ def test_a_bad_submission_is_not_written(project, child, capsys):
 
 def test_every_command_of_the_courses_parses():
     import addition_run
-    import run_llama
-    from tasks import cli
 
     programs = {"run_llama.py": run_llama.PROGRAM, "addition_run.py": addition_run.PROGRAM}
     for course in COURSES.values():
         for step in steps(course):
-            args = cli.parse(programs[step.words[0]], list(step.words[1:]))[1]
+            settings = cli.parse(programs[step.words[0]], list(step.words[1:]))[1]
             if "sentiment" in step.task:
-                assert (args.dev_out, args.test_out) == step.outputs
+                assert (settings.dev_out, settings.test_out) == step.outputs
 
 
 def test_unpacked_alone_the_checks_pass_and_generate_says_what_it_lacks(project, tmp_path):

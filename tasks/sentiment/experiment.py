@@ -21,6 +21,7 @@ from torch import nn
 from engine.io.files import check_writable, write_text
 from engine.train import distributed
 from llama import Llama
+from tasks import provenance
 from tasks.pretrained import load_model
 from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
 from tasks.sentiment.flags import COURSE_BATCH_SIZES, FinetuneSettings, PromptSettings
@@ -143,5 +144,8 @@ def write_results(
         print("\n".join(lines))
         figures |= split_figures
     write_text(folder / "result.json", json.dumps(figures, indent=2) + "\n")
+    settings = experiment.settings
+    data = [settings.label_names, *(examples.path for examples in experiment.splits.values())]
+    provenance.record(targets.values(), "run_llama.py", settings.option, settings, experiment.model_path, data)
     print(f"predictions in {' and '.join(map(str, targets.values()))}; figures in {folder}")
     return figures

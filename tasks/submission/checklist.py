@@ -1,4 +1,4 @@
-"""Ticks `checklist.md` off by looking: each item is done, missing with what would do it, or for you to look at.
+"""Checks each item of `checklist.md`: done, missing (with the command that makes it), or for a person to judge.
 
     python prepare_submit.py --checklist
 """
@@ -23,10 +23,12 @@ from tasks.submission.files import (
     ANDREW_ID,
     BEST,
     CHECKS,
+    COURSES,
     GENERATED,
     MODELS,
     TESTED,
     Course,
+    addition_folders,
     addition_steps,
     outputs,
     remedy,
@@ -35,59 +37,67 @@ from tasks.submission.files import (
 ITEM = re.compile(r"\s*[-*] \[.\] (.+)")
 NEEDED = ("torch", "numpy", "sentencepiece", "tqdm", "sklearn", "matplotlib")
 SHIPPED = "models/stories.pt"
+OWN_LIST = Path(__file__).resolve().parents[2] / "checklist.md"
 
 
 class CannotTellError(Exception):
-    """Only a person can see whether the item is done."""
+    """Only a person can judge the item."""
+
+
+class NotAskedError(Exception):
+    """The item belongs to the other edition of the course."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where to look, and whether processes may be run to do so."""
+    """The project to check, and whether processes may be run for it."""
 
     folder: Path
     course: Course
     run: bool
 
     def need(self, names: tuple[str, ...] | list[str]) -> None:
-        """Raises ValueError, with the command that makes it, for the first file that is not there or empty."""
+        """Raises ValueError, with the command that makes it, for the first missing or empty file."""
         for name in names:
             if not (self.folder / name).is_file() or (self.folder / name).stat().st_size == 0:
                 raise ValueError(f"no {name}: {remedy(name)}")
 
 
 def print_checklist(folder: Path, course: Course, run: bool = True) -> int:
-    """Prints every item; returns 0 if none is missing, else 1, and 2 where there is no checklist."""
+    """Prints every item; returns 0 if nothing is missing, else 1. Without a checklist of its own, ours serves."""
     path = folder / "checklist.md"
-    if not path.is_file():
-        print(f"prepare_submit.py: no such file: {path}", file=sys.stderr)
-        return 2
-    missing = 0
+    missing = not path.is_file()
+    if missing:
+        print(f"  missing  checklist.md -> {remedy('checklist.md')}")
+        path = OWN_LIST
     for line in read_text(path).splitlines():
         if line.startswith("#"):
             print(f"\n{line.lstrip('# ')}")
         elif (item := ITEM.match(line)) is not None:
             state, detail = look(item[1], Place(folder, course, run))
             missing += state == "missing"
-            print(f"  {state:<8} {item[1]}{f' -> {detail}' if detail else ''}", flush=True)
+            print(f"  {state:<9} {item[1]}{f' -> {detail}' if detail else ''}", flush=True)
     print(f"\n{missing} missing" if missing else "\nnothing is missing")
     return 1 if missing else 0
 
 
 def look(item: str, place: Place) -> tuple[str, str]:
-    """("done" or "missing" or "look", why) for one item of the list."""
+    """("done", "missing", "look" or "not asked", why) for one item of the list."""
     try:
         for pattern, check in LOOKS:
-            if (found := re.search(pattern, item, re.IGNORECASE)) is not None:
-                return "done", check(place, found) or ""
+            if (match := re.search(pattern, item, re.IGNORECASE)) is not None:
+                return "done", check(place, match) or ""
+    except NotAskedError as error:
+        return "not asked", str(error)
     except CannotTellError as error:
         return "look", str(error)
     except (ValueError, OSError) as error:
         return "missing", str(error)
-    return "look", "this one only you can tell"
+    return "look", "only you can judge this"
 
 
 def _environment(place: Place, found: re.Match) -> None:
+    place.need(["setup.sh"])
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ValueError(f"{', '.join(lacking)} cannot be imported: bash setup.sh")
 
@@ -96,12 +106,15 @@ def _weights(place: Place, found: re.Match) -> str:
     if (place.folder / "stories42M.pt").is_file():
         return "stories42M.pt"
     if (place.folder / SHIPPED).is_file():
-        return f"no stories42M.pt, the shipped {SHIPPED} serves in its place"
-    raise ValueError("neither stories42M.pt nor the shipped model is there: bash setup.sh")
+        return f"no stories42M.pt; the shipped {SHIPPED} is used instead"
+    raise ValueError(f"neither stories42M.pt nor the shipped {SHIPPED}: bash setup.sh")
 
 
 def _code(place: Place, found: re.Match) -> None:
-    """The file parses, and nothing in it is still to be written."""
+    """The file parses, and no function raises NotImplementedError."""
+    module = found[1].removesuffix(".py")
+    if module in {name for other in COURSES.values() for name in other.modules} - set(place.course.modules):
+        raise NotAskedError(f"{place.course.name} does not ask for it")
     place.need([found[1]])
     try:
         tree = ast.parse(read_text(place.folder / found[1]))
@@ -127,25 +140,28 @@ def _generated(place: Place, found: re.Match) -> str:
     for name in GENERATED:
         if problems := check_generated(place.folder / name):
             raise ValueError(problems[0])
-    return "whether it is coherent, read yourself"
+    return "read whether it is coherent"
 
 
 def _predictions(option: str) -> Callable[[Place, re.Match], str]:
     def check(place: Place, found: re.Match) -> str:
+        if option not in place.course.options:
+            raise NotAskedError(f"{place.course.name} does not ask for it")
         names = outputs(option, found[1].lower())
         place.need(names)
         seen = []
         for name in names:
-            problems, accuracy = check_predictions(place.folder / name, place.folder / "data")
+            problems, line, _ = check_predictions(place.folder / name, place.folder / "data")
             if problems:
                 raise ValueError(f"{name}: {problems[0]}; {remedy(name)}")
-            seen += [accuracy] if accuracy else []
+            seen += [line] if line else []
         return "; ".join(seen)
 
     return check
 
 
 def _data_generation(place: Place, found: re.Match) -> None:
+    _need_addition(place)
     place.need(["addition_data_generation.py"])
     if not place.run:
         raise CannotTellError("not run: python addition_data_generation.py --n 10 --out problems.txt")
@@ -154,22 +170,41 @@ def _data_generation(place: Place, found: re.Match) -> None:
         words = [sys.executable, "addition_data_generation.py", "--n", "10", "--seed", "1", "--out", str(target)]
         done = subprocess.run(words, cwd=place.folder, capture_output=True, text=True, check=False)
         if done.returncode or len(read_text(target).split()) != 10:
-            raise ValueError(f"addition_data_generation.py makes no problems: {done.stderr.strip()[-200:]}")
+            raise ValueError(f"addition_data_generation.py writes no problems: {done.stderr.strip()[-200:]}")
+
+
+def _need_addition(place: Place) -> None:
+    if not place.course.addition:
+        raise NotAskedError(f"{place.course.name} does not ask for it")
+
+
+def _of_all_models(name: str) -> Callable[[Place, re.Match], str]:
+    """A check that each folder of `addition_models` holds the file `name`."""
+
+    def check(place: Place, found: re.Match) -> str:
+        _need_addition(place)
+        folders = addition_folders(path.name for path in (place.folder / MODELS).glob("*"))
+        place.need([f"{MODELS}/{folder}/{name}" for folder in folders])
+        return f"{len(folders)} models"
+
+    return check
 
 
 def _ablations(place: Place, found: re.Match) -> str:
+    _need_addition(place)
     findings = _addition(place)
     of_ablations = [problem for problem in findings.problems if f"{MODELS}/{BEST}" not in problem]
     if of_ablations:
         raise ValueError(of_ablations[0])
-    return f"{len([seen for seen in findings.seen if ABLATION.search(seen)])} ablations, {ABLATIONS} wanted"
+    return f"{len([seen for seen in findings.seen if ABLATION.search(seen)])} ablations; at least {ABLATIONS} needed"
 
 
 def _best(place: Place, found: re.Match) -> str:
+    _need_addition(place)
     place.need([f"{MODELS}/{BEST}/{name}" for name in ("best_model.pth", TESTED[0])])
     seen = next((seen for seen in _addition(place).seen if f"/{BEST}:" in seen), "")
     if not seen.endswith("accuracy 1.0000"):
-        raise ValueError(f"{seen or 'no accuracy is told'}: {addition_steps(BEST)[0].command}")
+        raise ValueError(f"{seen or 'no accuracy was measured'}: {addition_steps(BEST)[0].command}")
     return seen
 
 
@@ -185,7 +220,8 @@ def _outputs(place: Place, found: re.Match) -> None:
 
 
 def _zip(place: Place, found: re.Match) -> str:
-    """A good zip of the project stands in it; its checks are run by `prepare_submit.py` alone."""
+    """The folder holds a good zip. Its checks are not run here: `prepare_submit.py jdoe.zip jdoe` runs them."""
+    place.need(["prepare_submit.py"])
     zips = [path for path in sorted(place.folder.glob("*.zip")) if ANDREW_ID.fullmatch(path.stem)]
     if not zips:
         raise ValueError("no ANDREWID.zip here: make submission ANDREWID=jdoe, with your id")
@@ -198,27 +234,32 @@ def _zip(place: Place, found: re.Match) -> str:
 
 def _optional(place: Place, found: re.Match) -> str:
     there = [path.name for pattern in ("feedback.txt", "*-report.pdf") for path in place.folder.glob(pattern)]
-    return ", ".join(there) or "optional, none there"
+    if not there:
+        raise CannotTellError("optional; there is none")
+    return ", ".join(there)
 
 
 def _tests(place: Place, found: re.Match) -> str:
-    raise CannotTellError("not run here: make test")
+    place.need(["Makefile"])
+    raise CannotTellError("not run: make test")
 
 
-LOOKS: tuple[tuple[str, Callable[[Place, re.Match], str | None]], ...] = (  # the first that fits an item judges it
-    (r"prepare_submit|\d+ ?MB|ANDREWID|final submission", _zip),
+LOOKS: tuple[tuple[str, Callable[[Place, re.Match], str | None]], ...] = (  # the first pattern that an item contains
+    (r"make test", _tests),
+    (r"report and feedback|feedback", _optional),
+    (r"required output files", _outputs),
+    (r"`prepare_submit\.py`|\d+ ?MB|zip|final submission", _zip),
     (r"`?bash setup\.sh", _environment),
     (r"stories42M|model weights", _weights),
+    (r"data generation", _data_generation),
+    (r"\*\*`?(\w+\.py)`?\*\*", _code),
     (r"(sanity_check\.py|rope_test\.py|optimizer_test\.py)", _script),
     (r"\b(SST|CFIMDB)\b.*\blora\b", _predictions("lora")),
     (r"\b(SST|CFIMDB)\b.*fine-?tun", _predictions("finetune")),
     (r"\b(SST|CFIMDB)\b.*prompt", _predictions("prompt")),
     (r"--option generate|coherent text", _generated),
-    (r"\*\*`?(\w+\.py)`?\*\*", _code),
-    (r"required output files", _outputs),
-    (r"report and feedback|feedback", _optional),
-    (r"data generation", _data_generation),
+    (r"\bplots?\b", _of_all_models("loss_curve.png")),
+    (r"\blogs?\b", _of_all_models("log.jsonl")),
     (r"\babl?a\w*tions?\b", _ablations),
     (r"100 ?%|tin(y|iest)|best model", _best),
-    (r"make test", _tests),
 )

@@ -1,4 +1,4 @@
-"""What the courses want handed in: the files of each edition, and the command that makes each. No torch.
+"""What each edition of the course wants handed in, and the command that makes each file. Imports no torch.
 
     python -c "from tasks.submission.files import *; print(steps(COURSES['fall2025']))"
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.sentiment.flags import COURSE_BATCH_SIZES
 
 MB = 1_000_000
-METHODS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}  # option: its word in the files' names
+METHODS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}  # option: its name in file names
 DATA_SETS = {"sst": 5, "cfimdb": 2}  # number of labels
 LINES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}  # of the course's data files
+REFERENCES = {  # zero-shot with stories42M at batch 10, last column; CFIMDB's test labels are placeholders
+    "spring2026": {"sst-dev": 0.197, "sst-test": 0.176, "cfimdb-dev": 0.514},
+    "fall2025": {"sst-dev": 0.237, "sst-test": 0.250, "cfimdb-dev": 0.490},  # without the causal mask
+}
 GENERATED = ("generated-sentence-temp-0.txt", "generated-sentence-temp-1.txt")
 CODE = ("run_llama", "base_llama", "llama", "rope", "config", "optimizer", "classifier", "tokenizer", "utils")
 CHECKS = {  # script: what it prints when all is well
@@ -27,12 +31,12 @@ DOCUMENTS = ("README.md", "structure.md", "checklist.md", "setup.sh", "sanity_ch
 SUPPORT = ("requirements.txt", *(f"tests/golden/{name}.npz" for name in ("sanity", "rope", "optimizer")))
 MODELS, BEST = "addition_models", "best_model"
 ABLATION = re.compile(r"ablation_[0-9]+")
-ABLATIONS = 5  # at least, and two of them short of 100 %
+ABLATIONS = 5  # at least; two of them below 100 %
 TRAINED = ("best_model.pth", "model_config.json", "training_config.json", "log.jsonl", "loss_curve.png")
 TESTED = ("experiment_summary.json", "predictions.json")
 ANDREW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 CAPACITY = 5_808_844_800_000
-QUICK = (  # an ablation of minutes: what each of the five changes stands behind it and overrides it
+QUICK = (  # base flags of the quick ablations; each entry of CHANGES is appended and overrides them
     "--dim 8 --n_layers 2 --n_heads 2 --n_kv_heads 2 --hidden_dim 16 --rope_theta 100 --lr 1e-2 --schedule cosine "
     "--warmup_steps 200 --max_grad_norm 1 --batch_size 256 --epochs 1 --examples 2000000 --no_data_files"
 )
@@ -41,27 +45,27 @@ CHANGES = ("", "--n_layers 1", "--n_kv_heads 1", "--rope_theta 10000", "--hidden
 
 @dataclass(frozen=True)
 class Course:
-    """An edition of the assignment: what its zip must and may hold, and how large it may be."""
+    """An edition of the assignment: the files that its zip must and may hold, and its size limit."""
 
     name: str
     limit_mb: int
-    options: tuple[str, ...]  # the ways of classifying whose predictions are handed in
+    options: tuple[str, ...]  # options of run_llama.py whose predictions are handed in
     modules: tuple[str, ...]
     addition: bool
 
     @property
     def predictions(self) -> tuple[str, ...]:
-        """The prediction files that must be there."""
+        """The required prediction files."""
         return tuple(name for option in self.options for data in DATA_SETS for name in outputs(option, data))
 
     @property
     def required(self) -> tuple[str, ...]:
-        """All files that must be there, but for those of the addition models and what the code imports."""
+        """All required files, except those of the addition models and the modules that the code imports."""
         code = tuple(f"{module}.py" for module in CODE + self.modules)
         return (*code, *CHECKS, *DOCUMENTS, *SUPPORT, *GENERATED, *self.predictions)
 
     def optional(self, andrew_id: str) -> tuple[str, ...]:
-        """Files that go in where they are there."""
+        """Files that are packed if they exist."""
         advanced = tuple(f"{data}-{split}-advanced-output.txt" for data in DATA_SETS for split in ("dev", "test"))
         return ("feedback.txt", f"{andrew_id}-report.pdf", "LICENSE", *advanced)
 
@@ -76,20 +80,29 @@ COURSES = {
 
 @dataclass(frozen=True)
 class Step:
-    """One of the course's commands: its words after `python`, what it reads and what it writes."""
+    """One of the course's commands: its words after `python`, the files it reads and the files it writes."""
 
     name: str
     words: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    task: str  # the module that does it
+    task: str  # the module that does the work
     resumable: bool = False
-    reads_model: bool = False  # the pretrained one
+    reads_model: bool = False  # reads the pretrained model
 
     @property
     def command(self) -> str:
-        """As typed at the prompt."""
+        """The command line."""
         return "python " + shlex.join(self.words)
+
+    @property
+    def option(self) -> str | None:
+        """The option of run_llama.py; None for addition_run.py."""
+        return self.words[2] if self.words[1] == "--option" else None
+
+    def with_flags(self, *words: str) -> Step:
+        """The same command with more flags."""
+        return replace(self, words=self.words + words)
 
 
 def outputs(option: str, data: str) -> tuple[str, str]:
@@ -98,7 +111,7 @@ def outputs(option: str, data: str) -> tuple[str, str]:
 
 
 def sentiment_step(option: str, data: str) -> Step:
-    """The course's command that classifies `data`, "sst" or "cfimdb"."""
+    """The course's command that classifies a data set, "sst" or "cfimdb"."""
     inputs = (*(f"data/{data}-{split}.txt" for split in ("train", "dev", "test")), f"data/{data}-label-mapping.json")
     dev, test = outputs(option, data)
     words = ["run_llama.py", "--option", option]
@@ -112,25 +125,25 @@ def sentiment_step(option: str, data: str) -> Step:
 
 
 def addition_steps(folder: str) -> tuple[Step, Step]:
-    """Training and testing the model in `addition_models/FOLDER`: the course's command, or a quick ablation."""
-    place = f"{MODELS}/{folder}"
+    """Trains and tests the model in `addition_models/FOLDER`: with the course's command, or as a quick ablation."""
+    path = f"{MODELS}/{folder}"
     if folder == BEST:
         shape = f"--capacity {CAPACITY} --dim 16 --n_layers 6 --n_heads 4 --n_kv_heads 4 --epochs 10"
     else:
         number = int(folder.rpartition("_")[2])
         shape = f"{QUICK} {CHANGES[(number - 1) % len(CHANGES)]}"
-    train = ("addition_run.py", "train", *shape.split(), "--save_dir", place)
-    test = ("addition_run.py", "test", "--checkpoint", f"{place}/best_model.pth")
-    trained, tested = (tuple(f"{place}/{name}" for name in names) for names in (TRAINED, TESTED))
+    train = ("addition_run.py", "train", *shape.split(), "--save_dir", path)
+    test = ("addition_run.py", "test", "--checkpoint", f"{path}/best_model.pth")
+    trained, tested = (tuple(f"{path}/{name}" for name in names) for names in (TRAINED, TESTED))
     return (
         Step(f"addition {folder} train", train, (), trained, "addition_run", resumable=True),
-        Step(f"addition {folder} test", test, (f"{place}/best_model.pth",), tested, "addition_run"),
+        Step(f"addition {folder} test", test, (f"{path}/best_model.pth",), tested, "addition_run"),
     )
 
 
-def addition_folders(there: Iterable[str]) -> list[str]:
-    """The folders of `addition_models` that the course wants: the ablations that are there, five at least, the best."""
-    numbers = {int(name.rpartition("_")[2]) for name in there if ABLATION.fullmatch(name)}
+def addition_folders(existing: Iterable[str]) -> list[str]:
+    """The folders of `addition_models` to hand in: existing ablations, new ones up to five, and the best model."""
+    numbers = {int(name.rpartition("_")[2]) for name in existing if ABLATION.fullmatch(name)}
     new = (number for number in range(1, ABLATIONS + 1) if number not in numbers)
     while len(numbers) < ABLATIONS:
         numbers.add(next(new))
@@ -138,24 +151,24 @@ def addition_folders(there: Iterable[str]) -> list[str]:
 
 
 def steps(course: Course, models: Iterable[str] = ()) -> list[Step]:
-    """The course's commands in order; `models` are the names of the folders in `addition_models`."""
+    """The course's commands in order; `models` are the existing folders in `addition_models`."""
     words = ("run_llama.py", "--option", "generate")
-    found = [Step("generate", words, (), GENERATED, "tasks.generate.task", reads_model=True)]
-    found += [sentiment_step(option, data) for option in course.options for data in DATA_SETS]
+    result = [Step("generate", words, (), GENERATED, "tasks.generate.task", reads_model=True)]
+    result += [sentiment_step(option, data) for option in course.options for data in DATA_SETS]
     if course.addition:
-        found += [step for folder in addition_folders(models) for step in addition_steps(folder)]
-    return found
+        result += [step for folder in addition_folders(models) for step in addition_steps(folder)]
+    return result
 
 
 def remedy(name: str) -> str:
-    """What brings a file that is missing or wrong: the course's command, or where else it comes from."""
+    """The command that makes a missing or wrong file, or its other source."""
     for step in (*steps(COURSES["fall2025"]), *_addition_of(name)):
         if name in step.outputs:
             return step.command
     if name == "sanity_check.data":
         return "bash setup.sh (or bash setup.sh --from DIR, DIR a copy of the course's repository)"
     if name == "feedback.txt" or name.endswith(("-report.pdf", "-advanced-output.txt")):
-        return "optional: yours to write"
+        return "optional; you write it"
     return f"git restore {name}"
 
 
@@ -167,10 +180,11 @@ def _addition_of(name: str) -> tuple[Step, ...]:
 
 
 def check_andrew_id(andrew_id: str) -> str:
-    """The id without blanks around it. Raises ValueError for one that cannot be a folder's and a zip's name."""
+    """Strips blanks around the id. Raises ValueError for an id that cannot be the name of a folder."""
     andrew_id = andrew_id.strip()
     if not ANDREW_ID.fullmatch(andrew_id):
         raise ValueError(
-            f"ANDREWID {andrew_id!r}: letters, digits, - and _ alone, a letter or digit first; no blanks, no path"
+            f"ANDREWID {andrew_id!r} must consist of letters, digits, - and _, and start with a letter or a digit; "
+            "no blanks, no path"
         )
     return andrew_id

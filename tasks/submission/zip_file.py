@@ -1,4 +1,4 @@
-"""The zip: which files go in, writing it the same byte for byte, and unpacking one that nobody vouches for.
+"""The zip: choosing its files, writing it reproducibly, and unpacking an untrusted one safely.
 
     python -c "from tasks.submission import zip_file as s; print(*s.imported_files('.', ['run_llama', 'addition_run']))"
 """
@@ -21,29 +21,29 @@ from tasks.submission.files import CHECKS, MODELS, Course
 SCRIPTS = ("run_llama", "addition_run", *(name.removesuffix(".py") for name in CHECKS), "tasks.course_files")
 LEFT_OUT = re.compile(r"\..*|__pycache__|cache|last\.pt|seed_.*\.pth|.*\.(pyc|zip|tmp|np[yz])")  # in addition_models
 NEEDLESS = re.compile(r"(.*/)?(\.[^/]*|__pycache__)(/.*)?|data/.*|.*\.(pyc|bin)|[^/]*\.(pt|model)|models/.*")
-MAC = "__MACOSX"  # what the Finder adds
+MAC = "__MACOSX"  # added by the Finder
 BAD_ZIP = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError)
-UNPACKED_LIMIT = 500_000_000  # bytes; no honest submission comes near
+UNPACKED_LIMIT = 500_000_000  # bytes, far above any real submission
 DATE = (1980, 1, 1, 0, 0, 0)  # the same files give the same bytes
 
 
 def imported_files(root: str | Path, starts: Iterable[str] = SCRIPTS) -> list[str]:
-    """The project's own Python files, relative to `root`, that the modules `starts` import, however indirectly.
+    """The project's own Python files, relative to `root`, that the modules `starts` import, directly or not.
 
-    Imports within functions count, and so do the "module:name" strings of a table named OPTIONS, and the
-    `__init__.py` of every package on the way.
+    Included are imports within functions, the "module:name" strings of a table named OPTIONS, and the `__init__.py`
+    of every package.
     """
-    root, found, waiting = Path(root).resolve(), set(), list(starts)
+    root, files, waiting = Path(root).resolve(), set(), list(starts)
     while waiting:
         for file in _sources(root, waiting.pop()):
-            if file not in found:
-                found.add(file)
+            if file not in files:
+                files.add(file)
                 waiting += _named_modules(file)
-    return sorted(file.relative_to(root).as_posix() for file in found)
+    return sorted(file.relative_to(root).as_posix() for file in files)
 
 
 def _sources(root: Path, module: str) -> list[Path]:
-    """The file of a dotted module name and the `__init__.py` of the packages around it; none if it is not ours."""
+    """The file of a dotted module name and the `__init__.py` of its packages; empty if it is not in `root`."""
     path = root.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.is_file():
@@ -53,7 +53,7 @@ def _sources(root: Path, module: str) -> list[Path]:
 
 
 def _named_modules(path: Path) -> set[str]:
-    """Dotted names that a file may import: `from a import b` names `a` and `a.b`. Nothing where it cannot be parsed."""
+    """Dotted names that a file may import: `from a import b` names `a` and `a.b`. Empty if it cannot be parsed."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -65,16 +65,16 @@ def _named_modules(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "OPTIONS" for target in node.targets):
-            names |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            names |= {child.value for child in ast.walk(node) if isinstance(child, ast.Constant)}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            names |= {part.value for part in node.args if isinstance(part, ast.Constant)}
+            names |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
     return {name.partition(":")[0] for name in names if isinstance(name, str) and name}
 
 
 def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path], list[str]]:
-    """The files to pack by their names in the folder, and what is wrong with those that cannot be taken.
+    """The files to pack, by their names in the zip's folder, and the problems of those that cannot be packed.
 
-    What is not there is left out silently: the check of the zip names it.
+    Missing files are skipped: the check of the zip reports them.
     """
     names = {*course.required, *course.optional(andrew_id), *imported_files(root)}
     if course.addition:
@@ -83,26 +83,26 @@ def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path]
     for name in sorted(names):
         path = root / name
         if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            problems.append(f"{name} is a link that leads outside {root}: put the file itself there")
+            problems.append(f"{name} is a link that leads outside {root}: replace it by the file")
         elif path.is_file():
             files[name] = path
     return files, problems
 
 
 def _model_files(root: Path) -> list[str]:
-    """The files below `addition_models`, but for caches, hidden files and what only training needs."""
-    found = []
+    """The files in `addition_models`, except caches, hidden files and what only training needs."""
+    files = []
     for folder, folders, names in os.walk(root / MODELS):
         folders[:] = [name for name in folders if not LEFT_OUT.fullmatch(name)]
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]  # never entered
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not enter them
         for name in names + links:
             if not LEFT_OUT.fullmatch(name):
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    return found
+                files.append((Path(folder) / name).relative_to(root).as_posix())
+    return files
 
 
 def write_zip(path: Path, top: str, files: Mapping[str, Path]) -> None:
-    """Writes `files` under the one folder `top`, sorted and undated."""
+    """Writes `files` into one folder `top`, sorted and with a fixed date."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, source in sorted(files.items()):
             info = zipfile.ZipInfo(f"{top}/{name}", DATE)
@@ -112,45 +112,45 @@ def write_zip(path: Path, top: str, files: Mapping[str, Path]) -> None:
 
 
 def check_archive(path: Path, andrew_id: str) -> tuple[str | None, list[str]]:
-    """The one top-level folder of a zip, None where it may not be unpacked, and what is wrong with it."""
+    """The top-level folder of a zip, or None if it must not be unpacked, and its problems."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             problems = [problem for entry in entries for problem in _unsafe(entry)]
             if sum(entry.file_size for entry in entries) > UNPACKED_LIMIT:
-                problems.append(f"unpacked it would have more than {UNPACKED_LIMIT:,} bytes")
+                problems.append(f"unpacked, it would have more than {UNPACKED_LIMIT:,} bytes")
             if not problems and (damaged := archive.testzip()) is not None:
                 problems.append(f"{damaged} is damaged in the zip: make it again")
     except BAD_ZIP as error:
-        return None, [f"{path.name} is no zip file, or one cut short ({error}): make it again"]
+        return None, [f"{path.name} is not a zip file, or it is cut short ({error}): make it again"]
     names = [entry.filename for entry in entries]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    problems += [f"{name} stands twice in the zip" for name in twice]
+    problems += [f"{name} is in the zip twice" for name in twice]
     tops = sorted({name.split("/")[0] for name in names} - {MAC})
     if problems or not tops:
         return None, problems or [f"{path.name} is empty"]
     if len(tops) > 1 or f"{tops[0]}/" not in {name[: len(tops[0]) + 1] for name in names}:
         shown = ", ".join(tops[:5]) + (f" and {len(tops) - 5} more" if len(tops) > 5 else "")
-        return None, [f"the zip must hold one folder, {andrew_id}/, and all files in it; at its top stand {shown}"]
+        return None, [f"the zip must hold one folder, {andrew_id}/, with all files in it; at its top are {shown}"]
     wrong = f"the folder in the zip is {tops[0]}/, but the ANDREWID is {andrew_id}: one of them is wrong"
     return tops[0], [] if tops[0] == andrew_id else [wrong]
 
 
 def _unsafe(entry: zipfile.ZipInfo) -> list[str]:
-    """Why an entry must not be unpacked."""
-    name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
+    """Why an entry must not be unpacked; empty if it may."""
+    name, file_type = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
     if name.startswith("/") or PureWindowsPath(name).drive or "\\" in name or "\0" in name:
         return [f"{name!r} in the zip is an absolute path or has a backslash: nothing is unpacked"]
     if ".." in PurePosixPath(name).parts:
         return [f"{name!r} in the zip leads outside its folder: nothing is unpacked"]
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        what = "a symbolic link" if kind == stat.S_IFLNK else "neither file nor folder"
-        return [f"{name!r} in the zip is {what}: nothing is unpacked; put the file itself there"]
+    if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
+        what = "a symbolic link" if file_type == stat.S_IFLNK else "neither file nor folder"
+        return [f"{name!r} in the zip is {what}: nothing is unpacked; replace it by the file"]
     return [f"{name!r} is encrypted"] if entry.flag_bits & 1 else []
 
 
 def unpack(path: Path, into: Path) -> None:
-    """Unpacks a zip in which `check_archive` found nothing unsafe. OSError where a file is also another's folder."""
+    """Unpacks a zip that passed `check_archive`. Raises OSError if a name is both a file and a folder."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.is_dir() or entry.filename.split("/")[0] == MAC:

@@ -1,0 +1,87 @@
+"""How a file was made: the command, its flags, the model and the data by content, kept in `runs/made/`.
+
+    python run_llama.py --option generate && cat runs/made/generated-sentence-temp-0.txt.*.json
+
+A record is found by the name and the content of the file: a file that was edited afterwards has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engine.io.files import read_text, write_text
+from tasks.settings import Settings
+
+FOLDER = Path("runs") / "made"
+
+
+def record(
+    outputs: Iterable[str | os.PathLike],
+    program: str,
+    option: str,
+    settings: Settings,
+    model_path: str | os.PathLike,
+    data_paths: Iterable[str | os.PathLike] = (),
+) -> None:
+    """Records how each file of `outputs` was made. Raises OSError for a file that cannot be read or written."""
+    outputs = [Path(output) for output in outputs]
+    if not outputs:
+        return
+    made = {
+        "command": command_line(program, option, settings),
+        "option": option,
+        "flags": flag_values(settings),
+        "model": {"path": str(model_path), "sha256": digest(model_path)},
+        "data": {str(path): digest(path) for path in data_paths},
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for output in outputs:
+        write_text(FOLDER / _name(output), json.dumps(made | {"output": str(output)}, indent=2) + "\n")
+
+
+def find(path: str | os.PathLike, root: str | os.PathLike = ".") -> dict[str, Any] | None:
+    """The record of the file at `path` among those of the project in `root`; None if its content was not recorded."""
+    try:
+        return json.loads(read_text(Path(root) / FOLDER / _name(Path(path))))
+    except (OSError, ValueError):
+        return None
+
+
+def flag_values(settings: Settings) -> dict[str, Any]:
+    """Every flag of a settings object and its value, whether or not it was given."""
+    return {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings) if entry.metadata}
+
+
+def command_line(program: str, option: str, settings: Settings) -> str:
+    """The command that gives these settings: the option and the flags that were given."""
+    words = ["python", program, "--option", option]
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        if entry.name in settings.given and value not in (None, False):
+            words.append((entry.metadata["names"] or (f"--{entry.name}",))[0])
+            words += [] if value is True else map(str, value if isinstance(value, list | tuple) else [value])
+    return shlex.join(words)
+
+
+def digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, computed again only when its size or time of change is another."""
+    status = os.stat(path)
+    return _digest(os.path.abspath(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _digest(path: str, _mtime: int, _size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name(output: Path) -> str:
+    return f"{output.name}.{digest(output)[:16]}.json"
