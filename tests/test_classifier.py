@@ -208,7 +208,7 @@ def test_unsuitable_files_are_refused(tmp_path):
         load_classifier(tmp_path / "adapter.pt", tmp_path / "other.pt")
     older = {name: load_plain(tmp_path / "adapter.pt")[name] for name in ("format", "rank", "alpha", "model")}
     save_plain(older, tmp_path / "older.pt")
-    with pytest.raises(CheckpointError, match="use merged.pt"):
+    with pytest.raises(CheckpointError, match=r"use merged\.pt"):
         load_classifier(tmp_path / "older.pt")
     (tmp_path / "base.pt").unlink()
     with pytest.raises(FileNotFoundError, match="name it with --pretrained-model-path"):

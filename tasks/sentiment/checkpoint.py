@@ -145,14 +145,14 @@ def _load_adapter_state(path: str | os.PathLike, content: dict[str, Any], model:
 
 def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike | None) -> LlamaEmbeddingClassifier:
     """The classifier of an adapter, merged into its base model."""
-    base = Path(base) if base is not None else path.parent / content["base"]
-    if not base.is_file():
-        raise FileNotFoundError(f"{path} needs its base model {base}: name it with --pretrained-model-path")
-    if _digest(base) != content["base_digest"]:
-        raise CheckpointError(f"{path} was trained on another base model than {base}: name that one with "
+    base_path = Path(base) if base is not None else path.parent / content["base"]
+    if not base_path.is_file():
+        raise FileNotFoundError(f"{path} needs its base model {base_path}: name it with --pretrained-model-path")
+    if _digest(base_path) != content["base_digest"]:
+        raise CheckpointError(f"{path} was trained on another base model than {base_path}: name that one with "
                               "--pretrained-model-path, or use merged.pt")  # fmt: skip
     config = LlamaConfig.from_dict(content["config"])
-    checkpoint = read_checkpoint(base, config.norm_type)
+    checkpoint = read_checkpoint(base_path, config.norm_type)
     checkpoint.config = config
     model = _new_classifier(content, from_checkpoint(checkpoint))
     apply_lora(model.llama, content["rank"], content["alpha"], content["targets"])

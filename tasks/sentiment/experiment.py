@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,7 +126,7 @@ def _short(value: object) -> str:
 
 
 def write_results(
-    experiment: Experiment, model: nn.Module, folder: Path, targets: dict[str, str | Path], suffix: str = ""
+    experiment: Experiment, model: nn.Module, folder: Path, targets: Mapping[str, str | Path], suffix: str = ""
 ) -> dict[str, float]:
     """Predicts dev and test, writes predictions, confusion matrices and `result.json`, and prints the figures.
 
