@@ -17,14 +17,14 @@ FFN_TYPES = ("swiglu", "relu", "gelu")
 
 @dataclass
 class LlamaConfig:
-    """Everything that decides the shape and the arithmetic of a `Llama`.
+    """The shape and the arithmetic of a `Llama`.
 
     The defaults are the course's. `n_kv_heads=None` means one key/value head per query head;
-    `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`, and 4·dim alone for a
-    feed-forward without a gate; `head_size=None` means dim / n_heads features a head. `norm_position` says whether a
-    block is normalised before it (Llama) or its sum with the residual after it (Vaswani et al. 2017, section 3.1).
+    `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`, and 4·dim for a
+    feed-forward without a gate; `head_size=None` means dim / n_heads features per head. `norm_position` is pre-norm
+    (Llama) or post-norm (Vaswani et al. 2017, section 3.1).
 
-    Raises ValueError, naming the field, for a value no model can be built with.
+    Raises ValueError, naming the field, for an invalid value.
     """
 
     vocab_size: int = 32000
@@ -77,11 +77,11 @@ class LlamaConfig:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2 and self.position_embedding_type == "rotary":
             origin = "dim / n_heads" if self.head_size is None else "head_size"
-            raise ValueError(f"rotary positions turn pairs: head size {self.head_dim} ({origin}) is odd")
+            raise ValueError(f"rotary positions need an even head size: {self.head_dim} ({origin}) is odd")
 
     @property
     def head_dim(self) -> int:
-        """Features of one head."""
+        """Features per head."""
         return self.dim // self.n_heads if self.head_size is None else self.head_size
 
     @property

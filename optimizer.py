@@ -1,4 +1,4 @@
-"""AdamW (Kingma and Ba 2015; Loshchilov and Hutter 2019) as the course defines it, written by hand.
+"""AdamW (Kingma and Ba 2015; Loshchilov and Hutter 2019) as the course defines it, hand-written.
 
 For a gradient g at step t:  m ← β1·m + (1−β1)·g,  v ← β2·v + (1−β2)·g²,
 p ← p − lr·√(1−β2ᵗ)/(1−β1ᵗ) · m / (√v + eps)  (the "efficient" bias correction of Kingma and Ba, end of section 2),
@@ -18,12 +18,12 @@ from torch.optim import Optimizer
 
 
 class AdamW(Optimizer):
-    """AdamW with a global-norm clip for each parameter group.
+    """AdamW with global-norm clipping per parameter group.
 
-    `correct_bias=False` leaves out both bias corrections. `max_grad_norm` clips the norm of a group's gradients
-    taken together; with `clip_each` every tensor is clipped by its own norm. `foreach=True` updates all tensors of a
-    group in a few multi-tensor calls; `foreach=False` spells the update out for one tensor at a time and is the
-    oracle of the fast path.
+    `correct_bias=False` leaves out both bias corrections. `max_grad_norm` clips the global norm of a group's
+    gradients; with `clip_each` every tensor is clipped by its own norm. `foreach=True` updates all tensors of a
+    group in a few multi-tensor calls; `foreach=False` updates one tensor at a time and is the oracle of
+    the fast path.
 
     Raises ValueError for a negative rate, a beta outside [0, 1) or a negative eps.
     """
@@ -54,7 +54,7 @@ class AdamW(Optimizer):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            group.setdefault("clip_each", False)  # not in states saved before there was a choice
+            group.setdefault("clip_each", False)  # absent in states of an earlier version
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -77,7 +77,7 @@ class AdamW(Optimizer):
         return loss
 
     def _state_of(self, parameter: Tensor) -> dict:
-        """The parameter's state, its step counted on."""
+        """The parameter's state, with its step counter incremented."""
         if parameter.grad.is_sparse:
             raise RuntimeError("AdamW does not take sparse gradients")
         state = self.state[parameter]
@@ -121,10 +121,10 @@ class AdamW(Optimizer):
 
 
 def clip_by_global_norm(gradients: list[Tensor], max_norm: float | None) -> list[Tensor]:
-    """Scales the gradients so that the norm of all of them together is at most `max_norm` (None: as they are).
+    """Scales the gradients to a global norm of at most `max_norm` (None: unchanged).
 
-    The factor is max_norm / (norm + 1e-6) where that is below 1, as in `torch.nn.utils.clip_grad_norm_`.
-    Returns new tensors; the gradients themselves are left alone.
+    The factor is max_norm / (norm + 1e-6) if that is below 1, as in `torch.nn.utils.clip_grad_norm_`. Returns new
+    tensors; the gradients themselves do not change.
     """
     if max_norm is None:
         return gradients
@@ -134,7 +134,7 @@ def clip_by_global_norm(gradients: list[Tensor], max_norm: float | None) -> list
 
 
 def clip_by_own_norm(gradients: list[Tensor], max_norm: float | None) -> list[Tensor]:
-    """`clip_by_global_norm` of each tensor by itself."""
+    """`clip_by_global_norm` for each tensor separately."""
     if max_norm is None:
         return gradients
     factors = (max_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
@@ -142,7 +142,7 @@ def clip_by_own_norm(gradients: list[Tensor], max_norm: float | None) -> list[Te
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Two parameter groups: matrices decay, norms' gains and biases do not. A frozen parameter is in neither."""
+    """Two parameter groups: matrices decay, gains and biases do not. Frozen parameters are left out."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() >= 2]
     vectors = [parameter for parameter in trained if parameter.dim() < 2]

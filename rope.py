@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2).
 
-The pair (x[2i], x[2i+1]) of a head's features at position m is turned by the angle m · theta^(−2i / head_dim),
-so that the product of a query and a key depends on the distance of their positions alone.
+The pair (x[2i], x[2i+1]) of a head's features at position m is rotated by the angle m · theta^(−2i / head_dim),
+so that the product of a query and a key depends only on the distance between their positions.
 
     python rope_test.py
 """
@@ -18,22 +18,23 @@ from torch import Tensor
 def rotation_table(head_dim: int, max_seq_len: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every angle, each (max_seq_len, head_dim / 2) in float32 on the CPU.
 
-    Computed in float64, so that far positions are as exact as near ones, and once for each shape.
+    Computed in float64, so that distant positions are exact, and cached per shape.
     """
     if head_dim % 2:
-        raise ValueError(f"rotary positions turn pairs: head size {head_dim} is odd")
-    with torch.inference_mode(False):  # the table is kept: it must serve training too, whoever asks first
+        raise ValueError(f"rotary positions need an even head size: {head_dim} is odd")
+    with torch.inference_mode(False):  # cached: an inference-mode tensor could not serve training
         frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
         angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64, device="cpu"), frequencies)
         return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the adjacent pairs of x (..., seqlen, head_dim) by angles (..., seqlen, head_dim / 2).
+    """Rotates the adjacent pairs of x (..., seqlen, head_dim) by angles (..., seqlen, head_dim / 2).
 
-    A pair is a complex number, and turning it one product. Computed in float32 at least; returns x's dtype.
+    A pair is treated as a complex number, so that the rotation is one product. Computed in float32 or wider; returns
+    x's dtype.
     """
-    if torch.compiler.is_compiling():  # which makes one kernel of real numbers, and none of complex ones
+    if torch.compiler.is_compiling():  # torch.compile fuses the real form, but not complex products
         return rotate_spelled_out(x, cos, sin)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     turn = torch.complex(cos.to(wide.dtype), sin.to(wide.dtype))
@@ -42,7 +43,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate_spelled_out(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate` in real numbers: its oracle."""
+    """`rotate` in real arithmetic; the oracle of `rotate`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     even, odd = wide[..., 0::2], wide[..., 1::2]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)

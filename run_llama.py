@@ -41,7 +41,7 @@ OPTIONS = {
     ),
     "tokenizer": Option(
         "train a SentencePiece tokenizer, or count the words of a vocabulary",
-        "tasks.stories.flags:TokenizerSettings", "tasks.stories.pretrain:prepare_tokenizer",
+        "tasks.stories.flags:TokenizerSettings", "tasks.stories.train_tokenizer:prepare",
     ),
     "pretrain": Option(
         "train a language model on a corpus, from scratch or from a checkpoint", together=True,

@@ -1,6 +1,6 @@
-"""Text to token ids and back: SentencePiece models, llama2.c's `tokenizer.bin`, and vocabularies of words.
+"""Tokenizers: SentencePiece models, llama2.c's `tokenizer.bin`, and word vocabularies.
 
-    python run_llama.py --option tokenizer --corpus TEXT --tokenizer models/mine.model --vocab_size 4096
+    python run_llama.py --option tokenizer --corpus TEXT --tokenizer runs/mine.model --vocab_size 4096
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from engine.io.word_tokenizer import WordTokenizer
 
-TOKENIZER_MODEL = "tokenizer.model"  # the Llama 2 tokenizer, where the course puts it
+TOKENIZER_MODEL = "tokenizer.model"  # the Llama 2 tokenizer at the course's path
 BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer:
     """The course's tokenizer over a SentencePiece model (default `tokenizer.model`).
 
-    `max_len` cuts a text's pieces, before BOS and EOS are added. `pad_id` is the piece of the zero byte, as in the
-    course (SentencePiece's own is −1, which no embedding has). Raises OSError or ValueError for a file that is
-    missing or no SentencePiece model.
+    `max_len` limits a text's pieces before BOS and EOS are added. `pad_id` is the piece of the zero byte, as in the
+    course (SentencePiece's own is −1, which has no embedding). Raises OSError or ValueError for a file that is missing
+    or not a SentencePiece model.
     """
 
     def __init__(self, max_len: int | None = None, tokenizer_model: str | None = None):
@@ -41,11 +41,11 @@ class Tokenizer:
         self.pad_id: int = self.sp_model.piece_to_id("<0x00>")
 
     def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
-        """The ids of `s`, cut to `max_len` pieces, with BOS before and EOS behind if asked."""
+        """The ids of `s`, cut to `max_len` pieces, with BOS and EOS on request."""
         return _framed(self.sp_model.encode(s), self, bos, eos)
 
     def decode(self, t: list[int]) -> str:
-        """The text of the ids; BOS, EOS and other control ids vanish."""
+        """The text of the ids, without BOS, EOS and other control ids."""
         return self.sp_model.decode(t)
 
 
@@ -65,7 +65,7 @@ class BinTokenizer:
         self.ids = {piece: index for index, piece in reversed(list(enumerate(self.pieces)))}
 
     def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
-        """The ids of `s`: characters (or their bytes), merged in pairs, the best score first."""
+        """The ids of `s`: characters (or their bytes), merged in pairs by descending score."""
         text = " " + s if s else s
         ids = []
         for character in text:
@@ -76,7 +76,7 @@ class BinTokenizer:
         return _framed(ids, self, bos, eos)
 
     def _best_merge(self, ids: list[int]) -> tuple[int, int] | None:
-        """(place, merged id) of the pair whose piece scores highest, the leftmost of equals; None if none is left."""
+        """(index, merged id) of the pair with the highest score, leftmost first; None if no pair merges."""
         best, best_score = None, -float("inf")
         for place in range(len(ids) - 1):
             merged = self.ids.get(self.pieces[ids[place]] + self.pieces[ids[place + 1]])
@@ -101,7 +101,7 @@ AnyTokenizer = Tokenizer | BinTokenizer | WordTokenizer
 def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer:
     """A tokenizer from a SentencePiece `.model`, llama2.c's `.bin` or a `.json` of words.
 
-    Raises ValueError or OSError, saying why.
+    Raises ValueError or OSError.
     """
     if Path(path).suffix == ".json":
         return WordTokenizer(max_len, str(path))
@@ -113,8 +113,8 @@ def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer
 def train_tokenizer(texts: list[str], vocab_size: int) -> bytes:
     """Trains a byte-pair-encoding SentencePiece model with Llama's special ids and byte fallback; returns its file.
 
-    Unknown, BOS and EOS are 0, 1 and 2, the 256 bytes follow; digits stand alone, newlines and spaces are kept.
-    Raises ValueError when the texts are too few for so many pieces.
+    Ids 0, 1 and 2 are unknown, BOS and EOS, then come the 256 bytes; digits are split, newlines and spaces are kept.
+    Raises ValueError if the texts are too short for this many pieces.
     """
     options = {"model_type": "bpe", "byte_fallback": True, "character_coverage": 0.9999, "split_digits": True}
     options |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": True}
@@ -148,5 +148,5 @@ def _read_bin(path: Path) -> tuple[list[bytes], list[float]]:
         scores.append(score)
         place += 8 + length
     if len(pieces) < 259:
-        raise ValueError(f"{path} is not a llama2.c tokenizer: {len(pieces)} pieces, where the bytes alone take 259")
+        raise ValueError(f"{path} is not a llama2.c tokenizer: {len(pieces)} pieces, but the bytes need 259")
     return pieces, scores

@@ -1,4 +1,4 @@
-"""Seed, device and number type, chosen once at the top of a task and passed down.
+"""Seed, device, precision and threads, chosen once at the start of a task; and padding.
 
     python -c "import utils; print(utils.set_up(seed=0))"
 """
@@ -18,10 +18,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def set_up(seed: int, use_gpu: bool = False, threads: int | None = None) -> torch.device:
-    """Seeds torch (fresh weights, dropout), sets the number of CPU threads if given, and returns the device.
+    """Seeds torch, sets the number of CPU threads if given, and returns the device.
 
-    Under torchrun each process has the GPU of its number on the machine. Raises ValueError where a GPU is asked for
-    and there is none.
+    Under torchrun each process uses the GPU of its local rank. Raises ValueError if `use_gpu` and there is none.
     """
     if use_gpu and not torch.cuda.is_available():
         raise ValueError("--use_gpu: no CUDA device is available here; leave the flag out to run on the CPU")
@@ -38,14 +37,14 @@ def set_up(seed: int, use_gpu: bool = False, threads: int | None = None) -> torc
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision with matrix products in `dtype`; nothing at all for float32."""
+    """Mixed precision with matrix products in `dtype`; a null context for float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compiles a trifle; raises ValueError, with torch's reason, where `torch.compile` finds no compiler."""
+    """Compiles a tiny function; raises ValueError with torch's reason if `torch.compile` does not work here."""
     try:
         torch.compile(lambda x: x.sin() + 1.0)(torch.zeros(2, device=device))
     except RuntimeError as error:
@@ -53,19 +52,16 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_methods(module: nn.Module, *names: str) -> None:
-    """Has `torch.compile` take over these methods of the module, for inputs of any shape, on their first call.
-
-    Names and places of parameters stay what they are.
-    """
+    """Compiles these methods of the module with `torch.compile`, for inputs of any shape."""
     for name in names:
         setattr(module, name, torch.compile(getattr(module, name), dynamic=True))
 
 
 def fastest_threads(work: Callable[[], None], most: int, rounds: int = 5) -> int:
-    """Sets and returns the number of CPU threads, of 1, 2, 4, … `most`, with which `work` takes the least time.
+    """Sets and returns the number of CPU threads, of 1, 2, 4, … `most`, with which `work` is fastest.
 
-    Every number is tried in turn, round after round, and judged by its median: threads that spin on a busy machine are
-    now and then as fast as ever. A larger number must save a tenth, and one three times slower is not tried again.
+    Counts alternate within every round and are compared by their medians, because threads that spin on a busy machine
+    are sometimes fast. More threads must be at least 10 % faster; a count 3× slower than one thread is dropped.
     """
     numbers = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
     times: dict[int, list[float]] = {number: [] for number in numbers}
@@ -74,7 +70,7 @@ def fastest_threads(work: Callable[[], None], most: int, rounds: int = 5) -> int
             if times[number] and min(times[number]) > 3 * min(times[1]):
                 continue
             torch.set_num_threads(number)
-            work()  # wakes the threads up
+            work()  # wakes the threads
             started = time.perf_counter()
             work()
             times[number].append(time.perf_counter() - started)

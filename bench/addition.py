@@ -66,7 +66,7 @@ def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = 
     workload.compile_step(model)
     trainer = build_trainer(model, workload, args, CPU, {})
     batches = workload.epoch(0)[: batch // workload.chunk]
-    return timed(lambda: trainer._step(batches), batch * seeds, seconds)
+    return timed(lambda: trainer.step(batches), batch * seeds, seconds)
 
 
 def exhaustive_rate(problems: int = 400 * CALL) -> float:

@@ -73,6 +73,9 @@ class _Workload:
     def __init__(self, batches: SentenceBatches):
         self.batches = batches
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        return len(self.epoch(epoch))
+
     def epoch(self, epoch: int) -> list[np.ndarray]:
         return self.batches.epoch(epoch)
 
@@ -92,7 +95,7 @@ def our_loop(model: LlamaEmbeddingClassifier, examples: Examples, args: argparse
     trainer = Trainer(model, optimizer, _Workload(batches), settings, folder, CPU, RunLog(None), {})
 
     def step(batch: np.ndarray) -> int:
-        trainer._step([batch])  # as `fit` does with every batch
+        trainer.step([batch])  # as `fit` does with every batch
         return len(batch) * int(batches.lengths[batch].max())
 
     return Loop(f"this project, {dtype}", model, step, batches.epoch)

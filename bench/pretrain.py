@@ -7,7 +7,7 @@
 All train one model (the same weights at the start, RMSNorm, no dropout) in the same type, in alternating rounds of one
 run, and must agree on the loss. The other loop is what one writes by hand: logits, F.cross_entropy over them,
 clip_grad_norm_, torch.optim.AdamW; once on our batches ("transformers": the step alone is compared), and once on as
-many documents drawn at random and padded to their longest, as a plain loop has them. Ours is `Trainer._step`, AdamW
+many documents drawn at random and padded to their longest, as a plain loop has them. Ours is `Trainer.step`, AdamW
 too. Documents are random pieces, of lengths drawn as stories have them, or those of --corpus. Tokens are next-token
 targets, padding not counted. The median of the rounds counts; on a CPU, where other processes disturb a clock, also
 that of the processor's own time.
@@ -58,6 +58,9 @@ class _Workload:
     def __init__(self, batches: StoryBatches):
         self.batches = batches
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        return len(self.epoch(epoch))
+
     def epoch(self, epoch: int) -> list[np.ndarray]:
         return self.batches.epoch(epoch)
 
@@ -74,7 +77,7 @@ def our_step(model: Llama, batches: StoryBatches, args: argparse.Namespace) -> C
     settings, folder = TrainSettings(epochs=1, dtype=args.dtype), Path(tempfile.gettempdir())
     optimizer = AdamW(decay_groups(model, 0.1), max_grad_norm=1.0, **RECIPE)
     trainer = Trainer(model, optimizer, _Workload(batches), settings, folder, model.device, RunLog(None), {})
-    return lambda batch: trainer._step([batch])[0]
+    return lambda batch: trainer.step([batch])[0]
 
 
 def plain_step(ours: Llama, batches: StoryBatches, args: argparse.Namespace) -> Callable[[np.ndarray], float]:

@@ -1,4 +1,4 @@
-"""What every head attends to: the weights that a forward pass keeps to itself.
+"""Attention weights of every head, recorded during a forward pass.
 
     python run_llama.py --option evaluate --corpus stories.txt --stories 50 --save_dir measured
 """
@@ -15,8 +15,8 @@ from llama import Attention, Llama
 def attention_weights(model: Llama, tokens: Tensor) -> Tensor:
     """The attention of one row of tokens (seqlen,) in every layer and head: (n_layers, n_heads, seqlen, seqlen).
 
-    Row i of a map is what position i gives to each position; it sums to 1. The model's own attention computes it,
-    over values that are one-hot: what arrives then is the weights themselves.
+    Row i of a map holds the weights of position i; it sums to 1. The model's own attention is run on one-hot values, so
+    that its output is the weights.
     """
     found: list[Tensor] = []
     attentions = [layer.attention for layer in model.layers]
@@ -26,12 +26,12 @@ def attention_weights(model: Llama, tokens: Tensor) -> Tensor:
         model.hidden_states(tokens[None])
     finally:
         for attention in attentions:
-            del attention.compute_query_key_value_scores  # uncovers the method of the class again
+            del attention.compute_query_key_value_scores  # restores the method of the class
     return torch.cat(found)
 
 
 def _recording(attention: Attention, found: list[Tensor]):
-    """The attention's own computation, that also keeps its weights."""
+    """The attention's own computation, which also stores its weights."""
     compute = attention.compute_query_key_value_scores
 
     def recording(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:

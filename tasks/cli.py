@@ -257,16 +257,20 @@ def say(line: str) -> None:
 def carry_out(program: str, prepare: Callable[[], Work]) -> int:
     """Prepares a task, which checks everything, and does its work; returns the exit code.
 
-    Bad input ends in one line and code 2 before any work, a full disk in 1, Ctrl-C in 130.
+    Bad input ends in one line and code 2 before any work; a full disk or a loss that is not finite in code 1; Ctrl-C in
+    code 130.
     """
     try:
         work = prepare()
     except (ValueError, OSError) as error:
         say(f"{program}: {error}")
         return 2
+    except KeyboardInterrupt:
+        say("\ninterrupted before any work was done")
+        return 130
     try:
         work()
-    except OSError as error:
+    except (OSError, ArithmeticError) as error:
         say(f"{program}: {error}")
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Which model a task starts from: the one named, else the course's `stories42M.pt`, else the one that ships here.
+"""The model a task starts from: the named one, else the course's `stories42M.pt`, else the shipped one.
 
     python run_llama.py --option generate --pretrained-model-path stories15M.bin --norm rmsnorm
 """
@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "models" / "stories.pt"
 
 
 class ModelFlags(Protocol):
-    """What the command line says about the model; `given` names the flags that stood there."""
+    """The settings that choose a model; `given` names the flags on the command line."""
 
     pretrained_model_path: str
     tokenizer: str | None
@@ -27,42 +27,42 @@ class ModelFlags(Protocol):
     given: frozenset[str]
 
 
-def load_model(args: ModelFlags, device: torch.device, mapped: bool = True) -> tuple[Llama, AnyTokenizer, Path]:
-    """The model in evaluation mode on `device`, its tokenizer, and the path it came from; prints the reader's notes.
+def load_model(settings: ModelFlags, device: torch.device, mapped: bool = True) -> tuple[Llama, AnyTokenizer, Path]:
+    """The model in evaluation mode on `device`, its tokenizer, and its path; prints the reader's notes.
 
-    `mapped` as in `checkpoint.read_checkpoint`. Raises OSError or ValueError for a checkpoint or tokenizer that
-    cannot be read, or if the two do not fit.
+    `mapped` as in `read_checkpoint`. Raises OSError or ValueError if the checkpoint or tokenizer cannot be read, or the
+    two do not fit.
     """
-    path = choose_path(args.pretrained_model_path, named="pretrained_model_path" in args.given)
-    found = read_checkpoint(path, args.norm, mapped)
-    tokenizer = _tokenizer(path, found, args.tokenizer, args.max_sentence_len)
-    for note in found.notes:
+    path = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
+    checkpoint = read_checkpoint(path, settings.norm, mapped)
+    tokenizer = _tokenizer(path, checkpoint, settings.tokenizer, settings.max_sentence_len)
+    for note in checkpoint.notes:
         print(note)
-    return from_checkpoint(found).to(device), tokenizer, path
+    return from_checkpoint(checkpoint).to(device), tokenizer, path
 
 
 def choose_path(default: str, named: bool) -> Path:
-    """`default` if it was named on the command line or is there; else the shipped model, which one line tells.
+    """`default` if it was named on the command line or exists; else the shipped model, with one line that says so.
 
-    Raises FileNotFoundError where neither is there, as in a submission that is unpacked alone.
+    Raises FileNotFoundError if neither exists, as in an unpacked submission.
     """
     if named or Path(default).exists():
         return Path(default)
     if not SHIPPED.exists():
         raise FileNotFoundError(
             f"no such file: {default}, nor the shipped models/{SHIPPED.name}: bash setup.sh fetches {default}, "
-            "or name a checkpoint by --pretrained-model-path"
+            "or name a checkpoint with --pretrained-model-path"
         )
     print(f"{default} is not here: the shipped story model serves in its place")
     return SHIPPED
 
 
-def _tokenizer(path: Path, found: Checkpoint, named: str | None, max_len: int | None) -> AnyTokenizer:
-    """The tokenizer named, else the checkpoint's own, else the course's; its size must be the model's vocabulary."""
-    tokenizer = load_tokenizer(named or found.tokenizer or TOKENIZER_MODEL, max_len)
-    if tokenizer.n_words != found.config.vocab_size:
+def _tokenizer(path: Path, checkpoint: Checkpoint, named: str | None, max_len: int | None) -> AnyTokenizer:
+    """The named tokenizer, else the checkpoint's, else the course's; its size must be the model's vocabulary size."""
+    tokenizer = load_tokenizer(named or checkpoint.tokenizer or TOKENIZER_MODEL, max_len)
+    if tokenizer.n_words != checkpoint.config.vocab_size:
         raise CheckpointError(
-            f"{tokenizer.model_path} has {tokenizer.n_words} pieces, but {path} a vocabulary of "
-            f"{found.config.vocab_size}: name the tokenizer that fits by --tokenizer"
+            f"{tokenizer.model_path} has {tokenizer.n_words} pieces, but {path} has a vocabulary "
+            f"of {checkpoint.config.vocab_size}: name its tokenizer with --tokenizer"
         )
     return tokenizer

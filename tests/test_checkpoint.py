@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import random
 import struct
+import types
 
 import numpy as np
 import pytest
@@ -206,3 +209,83 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["own.pt"]
     assert torch.equal(logits(load_pretrained(str(tmp_path / "own.pt"))), logits(model))
+
+
+def course_checkpoint(**more) -> dict:
+    """What the course's `addition_run.py` saves: states of three generators, flags, a config and its buffers."""
+    model = random_llama(**ADDER)
+    state = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {f"_orig_mod.layers.{i}.attention.causal_mask": torch.ones(4, 4).tril().bool() for i in range(2)}
+    content = {"model": state, "optim": {"state": {}}, "args": argparse.Namespace(lr=1e-3, dim=8, save_dir="x")}
+    content |= {"model_config": types.SimpleNamespace(**ADDER), "system_rng": random.getstate()}
+    return content | {"numpy_rng": np.random.get_state(), "torch_rng": torch.get_rng_state()} | more
+
+
+ADDER = {"vocab_size": 13, "dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "max_seq_len": 20}
+
+
+def test_the_courses_own_checkpoint_loads(tmp_path):
+    torch.save(course_checkpoint(), tmp_path / "course.pt")
+    checkpoint = read_checkpoint(tmp_path / "course.pt")
+    assert (checkpoint.config.dim, checkpoint.config.n_kv_heads) == (8, 1)
+    expected = random_llama(**ADDER).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in checkpoint.state_dict.items())
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module.", "model."])
+def test_wrappers_and_derived_buffers_are_dropped(tmp_path, wrapper):
+    state = {f"{wrapper}{name}": tensor for name, tensor in random_llama(**ADDER).state_dict().items()}
+    state |= {f"{wrapper}freqs_cos": torch.zeros(3), f"{wrapper}layers.0.attention.rope.inv_freq": torch.zeros(3)}
+    torch.save({"model": state, "config": ADDER}, tmp_path / "wrapped.pt")
+    assert read_checkpoint(tmp_path / "wrapped.pt").config.n_heads == 2
+
+
+class Stranger:
+    """Data or code of somebody else."""
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("thing", [Stranger(), Bomb()], ids=["class", "code"])
+def test_other_classes_are_refused_by_name_and_run_nothing(tmp_path, monkeypatch, thing):
+    monkeypatch.chdir(tmp_path)
+    torch.save(course_checkpoint(extra=thing), "foreign.pt")
+    name = "Stranger" if isinstance(thing, Stranger) else "system"
+    with pytest.raises(CheckpointError, match=rf"it contains .*{name}.*save model.state_dict"):
+        read_checkpoint("foreign.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404</html>", "HTML page"),
+        (b'{"model": 1}', "JSON"),
+        (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        (b"\x40\x00\x00\x00\x00\x00\x00\x00{" + b" " * 80, "safetensors"),
+        (bytes(range(200, 256)) * 20, "cut short"),
+        (b"", "cut short"),
+    ],
+)
+def test_a_file_is_named_for_what_it_is(tmp_path, content, reason):
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason):
+        read_checkpoint(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"model": None, "model_args": ADDER}, {"model": {1: torch.ones(2)}, "config": ADDER}, {"model": {}, "config": 3},
+     {"model": {}, "model_args": {"dim": "wide"}}, {"model": {"a": "b"}, "args": argparse.Namespace(dim=8)}],
+)  # fmt: skip
+def test_junk_inside_a_checkpoint_is_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "junk.pt")
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(tmp_path / "junk.pt")
+    assert "\n" not in str(error.value)

@@ -68,4 +68,4 @@ def test_no_compiler_is_told_in_one_line(tmp_path):
 
 def test_compiled_recomputation_is_refused(tmp_path, capsys):
     assert run_llama.main(pretrain_flags(tmp_path, "run", "--compile", "--gradient_checkpointing")) == 2
-    assert "do not go together" in capsys.readouterr().err
+    assert "exclude each other" in capsys.readouterr().err

@@ -93,9 +93,9 @@ def test_reviews_are_read_without_their_labels(tmp_path):
         (["--max_seq_len", "64"], "has 40, and keeps it"),
         (["--position_embedding_type", "alibi"], "has rotary"),
         (["--untied_output"], "is tied"),
-        (["--freeze_embeddings"], "must learn"),
-        (["--embeddings", "w.vec"], "brings its own"),
-        (["--tokenizer", "other.model"], "a vocabulary of 4096: name the tokenizer that fits"),
+        (["--freeze_embeddings"], "must be trained"),
+        (["--embeddings", "w.vec"], "has its own"),
+        (["--tokenizer", "other.model"], "a vocabulary of 4096: name its tokenizer"),
         (["--pretrained-model-path", "nothing.pt"], "no such file"),
     ],
 )

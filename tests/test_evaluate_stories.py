@@ -63,7 +63,7 @@ def test_continuations_by_hand(words):
             total, count = total - logits.double().log_softmax(-1)[token].item(), count + 1
     expected = math.exp(total / count)
     assert evaluate_stories.continuation_perplexity(model, chosen) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match="7 stories of more than 5 tokens are there, not 12"):
+    with pytest.raises(ValueError, match="7 stories have more than 5 tokens; --stories asks for 12"):
         evaluate_stories.choose(documents, words, 12, 3)
 
 

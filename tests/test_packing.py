@@ -138,4 +138,4 @@ def test_packed_training_learns_and_goes_on_as_it_began(tmp_path, packing, capsy
     assert records[-1]["held_out_loss"] < records[0]["held_out_loss"]
     assert load_plain(tmp_path / "run" / "last.pt")["identity"]["packing"] == packing
     assert train("crossing" if packing == "separate" else "separate", "--resume") == 2
-    assert f"was begun with packing {packing}" in capsys.readouterr().err
+    assert f"was started with packing {packing}" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from engine.io.checkpoint import CheckpointError, load_plain, save_plain
 from engine.train import run_log
 from engine.train.run_log import RunLog
 from engine.train.schedule import rate_factor
-from engine.train.trainer import NO_SCALING, Trainer, TrainSettings, update
+from engine.train.trainer import NO_SCALING, NotFiniteError, Trainer, TrainSettings, update
 from optimizer import AdamW
 from tests.tiny import CLOCKS, ROOT, TOKENIZER, write_corpus
 
@@ -31,6 +31,9 @@ class Regression:
         generator = torch.Generator().manual_seed(0)
         self.data = [torch.randn(size, 5, generator=generator) for size in sizes]
         self.scores = scores
+
+    def batches_per_epoch(self, epoch):
+        return len(self.data)
 
     def epoch(self, epoch):
         order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(epoch)).tolist()
@@ -136,7 +139,7 @@ def test_float16_leaves_out_the_steps_that_overflow_and_counts_them(tmp_path):
     trainer = trainer_of(tmp_path, dropout=0.0, dtype="float16", epochs=2)
     begin = weights(trainer)
     for batch in trainer.workload.epoch(0):  # residuals of about 1: 65536 times their gradient is infinite
-        trainer._step([batch])
+        trainer.step([batch])
         if trainer.progress.skipped == trainer.progress.step:
             assert weights(trainer) == begin
     skipped = trainer.progress.skipped
@@ -253,3 +256,31 @@ def test_pretraining_killed_three_times_ends_with_the_same_bits(tmp_path):
         assert torch.equal(tensor, states[1]["model"][name]), name
     logs = [run_log.read(tmp_path / name / "log.jsonl") for name in ("whole", "killed")]
     assert [r | CLOCKS for r in logs[0]] == [r | CLOCKS for r in logs[1]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, bad):
+    class Exploding(Regression):
+        losses = 0
+
+        def loss(self, model, batch):
+            self.losses += model.training
+            return super().loss(model, batch) * (bad if self.losses > 8 else 1.0)
+
+    trainer = trainer_of(tmp_path / "run", Exploding())
+    with pytest.raises(NotFiniteError, match=r"at step 9 .*--lr.*last\.pt holds the last good state"):
+        trainer.fit()
+    state = load_plain(tmp_path / "run" / "last.pt")
+    assert state["progress"]["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_the_log_survives_a_damaged_line_and_writes_no_nan(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.write(step=1, loss=float("nan"))
+    with open(log.path, "a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo\n[1]\n')
+    log.write(step=3, loss=0.5)
+    assert run_log.read(log.path) == [{"step": 1, "loss": None}, {"step": 3, "loss": 0.5}]
+    log.cut_after(1)
+    assert log.path.read_text("utf-8") == '{"step": 1, "loss": null}\n'

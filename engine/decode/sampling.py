@@ -1,4 +1,4 @@
-"""Decoding rules as pure functions of logits (batch, vocab): each returns logits with the refused tokens at −inf.
+"""Decoding rules as pure functions of logits (batch, vocab): each returns logits with excluded tokens at −inf.
 
     python run_llama.py --option generate --temperature 0.8 --top_p 0.9
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keeps the k likeliest tokens (Fan et al. 2018), the lower ids of those that tie."""
+    """Keeps the k most likely tokens (Fan et al. 2018); ties keep the lower ids."""
     kept = logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return logits.masked_fill(~_marked(logits, kept), -torch.inf)
 
@@ -20,25 +20,25 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keeps the smallest set of tokens whose probability reaches p (Holtzman et al. 2020, section 3.1).
 
-    Tokens join it from the likeliest down, of those that tie the lower id first, until the sum is at least p.
+    Tokens are added in descending order of probability, ties by id, until the sum is at least p.
     """
     sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = sorted_logits.double().softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # the mass of all likelier tokens
+    before = probabilities.cumsum(dim=-1) - probabilities  # total probability of all more likely tokens
     refused = before >= p
     refused[..., 0] = False
     return logits.masked_fill(refused.scatter(-1, order, refused), -torch.inf)
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Keeps tokens at least `min_p` times as likely as the likeliest (Nguyen et al. 2024)."""
+    """Keeps tokens with at least `min_p` times the highest probability (Nguyen et al. 2024)."""
     probabilities = logits.softmax(dim=-1)
     floor = min_p * probabilities.amax(dim=-1, keepdim=True)
     return logits.masked_fill(probabilities < floor, -torch.inf)
 
 
 def keep_epsilon(logits: Tensor, epsilon: float) -> Tensor:
-    """Keeps tokens of probability at least `epsilon` (Hewitt et al. 2022, section 4), and always the likeliest."""
+    """Keeps tokens of probability at least `epsilon` (Hewitt et al. 2022, section 4), and the most likely one."""
     refused = logits.softmax(dim=-1) < epsilon
     refused &= logits < logits.amax(dim=-1, keepdim=True)
     return logits.masked_fill(refused, -torch.inf)
@@ -50,9 +50,9 @@ def _marked(logits: Tensor, indices: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A decoding rule: greedy at temperature 0, else a draw from the tempered, truncated distribution.
+    """A decoding rule: greedy at temperature 0, else sampling from the tempered, truncated distribution.
 
-    The truncations that are given apply in the order top-k, top-p, min-p, epsilon, after the temperature.
+    Truncations apply in the order top-k, top-p, min-p, epsilon, after the temperature.
     Raises ValueError for a value outside its range.
     """
 
@@ -75,7 +75,7 @@ class Sampler:
                 raise ValueError(f"{name} must be in [0, 1], not {value}")
 
     def logits(self, logits: Tensor) -> Tensor:
-        """The tempered and truncated logits that a draw is made from."""
+        """The tempered and truncated logits to sample from."""
         logits = logits.float() / self.temperature
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)

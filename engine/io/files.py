@@ -1,6 +1,6 @@
-"""Files written whole or not at all, and checks of paths made before any work is done.
+"""Atomic writes, text reading, and path checks before any work is done.
 
-    python -c "from engine.io import files; files.write_text('hello.txt', 'whole or not at all')"
+    python -c "from engine.io import files; files.write_text('hello.txt', 'hello')"
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path in the same folder and, if the block ends well, renames it to `path`.
+    """Yields a temporary path in the same folder and, if the block succeeds, renames it to `path`.
 
-    An interrupted or failing block leaves what stood at `path` before, and no rest of its own.
+    An interrupted or failing block leaves the previous file, and no temporary one.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -33,16 +33,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 with Unix line ends, atomically."""
+    """Writes `text` as UTF-8 with Unix line endings, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def appended(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Yields what keeps texts one by one in `path`.partial, which goes if the block ends well, and else stays.
+    """Yields a function that appends texts to `path`.partial, which is removed if the block succeeds.
 
-    Without a path nothing is kept.
+    Without a path nothing is written.
     """
     if path is None:
         yield lambda text: None
@@ -68,24 +68,24 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def check_readable(path: str | os.PathLike) -> Path:
-    """The path, if it is a file that can be read; otherwise OSError that says what is wrong."""
+    """The path, if it is a file that can be read; otherwise an OSError that says what is wrong."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file")
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if not os.access(path, os.R_OK):
-        raise PermissionError(f"no right to read {path}")
+        raise PermissionError(f"no permission to read {path}")
     return path
 
 
 def check_writable(path: str | os.PathLike) -> Path:
-    """The path, if a file can be written there; otherwise OSError that says what is wrong. Nothing is created."""
+    """The path, if a file can be written there; otherwise an OSError that says what is wrong. Nothing is created."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise PermissionError(f"cannot write {path}: no right to")
+        raise PermissionError(f"cannot write {path}: no permission")
     return path

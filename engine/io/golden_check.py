@@ -1,6 +1,6 @@
-"""Golden values, and the frame of the three checks that compare with them.
+"""Golden values, and the common part of the three course checks.
 
-Ours are made by `tests/golden/make_golden.py` in float64 NumPy; the course's files are used too where they are.
+Our values come from `tests/golden/make_golden.py` in float64 NumPy; the course's files are compared too if present.
 
     python sanity_check.py
 """
@@ -31,18 +31,18 @@ def agree(what: str, actual: Tensor, expected: Tensor | np.ndarray, atol: float 
     """
     expected = torch.as_tensor(expected, dtype=actual.dtype)
     if actual.shape != expected.shape:
-        raise ValueError(f"{what} have the shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
+        raise ValueError(f"{what} have shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
     if not torch.allclose(actual, expected, atol=atol, rtol=rtol):
         raise ValueError(f"{what} differ by up to {(actual - expected).abs().max().item():.2e}")
 
 
 def run_check(sentence: str, ours: Callable[[], None], course: Callable[[], None], course_files: list[str]) -> int:
-    """Runs our check, and the course's where its files are; prints `sentence` and returns 0 if all agree, else 1."""
+    """Runs our check, and the course's if its files are present; prints `sentence` and returns 0 on success, else 1."""
     missing = [name for name in course_files if not (ROOT / name).is_file()]
     try:
         ours()
         if missing:
-            print(f"{', '.join(missing)} not here: compared with our own golden values alone")
+            print(f"{', '.join(missing)} not found: compared with our own golden values only")
         else:
             course()
     except ValueError as error:

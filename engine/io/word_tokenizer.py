@@ -1,6 +1,6 @@
-"""Words as tokens: a vocabulary counted on the training text, kept as JSON beside the model.
+"""Word-level tokenizer: a vocabulary counted on the training text, stored as JSON.
 
-    python run_llama.py --option tokenizer --corpus TEXT --tokenizer models/words.json --vocab_size 8000
+    python run_llama.py --option tokenizer --corpus TEXT --tokenizer runs/words.json --vocab_size 8000
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ FORMAT = "min-llama-words"
 TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S")
 STRAIGHT = str.maketrans({"‘": "'", "’": "'", "`": "'", "«": "“", "»": "”", "„": "“", "–": "-", "—": "-", "…": "."})
 OPENING_QUOTE = re.compile(r'(?:(?<=\s)|(?<=^)|(?<=[(\[-]))"(?=\S)')
-TO_THE_LEFT = frozenset(".,!?;:)]}%”'")  # stands right behind the word before it
-TO_THE_RIGHT = frozenset("([{“$#")  # the next word stands right behind it
+TO_THE_LEFT = frozenset(".,!?;:)]}%”'")  # no space before it
+TO_THE_RIGHT = frozenset("([{“$#")  # no space after it
 
 
 def split_words(text: str, lower: bool) -> list[str]:
-    """Words (an apostrophe inside belongs to one), numbers, and every other mark alone; white space is lost.
+    """Words (including inner apostrophes), numbers, and single marks; white space is dropped.
 
-    Straight double quotes are told apart into opening and closing ones, so that joining needs no counting.
+    Straight double quotes become opening or closing ones, so that `join_words` can place them.
     """
     text = text.translate(STRAIGHT)
     text = OPENING_QUOTE.sub("“", text).replace('"', "”")
@@ -31,7 +31,7 @@ def split_words(text: str, lower: bool) -> list[str]:
 
 
 def join_words(words: Iterable[str]) -> str:
-    """Words as readable text: marks stand where they belong, quotes are straight again."""
+    """Words as readable text with the usual spacing and straight quotes."""
     pieces, glued = [], True
     for word in words:
         pieces.append(word if glued or word in TO_THE_LEFT else f" {word}")
@@ -42,8 +42,8 @@ def join_words(words: Iterable[str]) -> str:
 class WordTokenizer:
     """The interface of `tokenizer.Tokenizer` over whole words; `<pad> <sos> <eos> <unk>` are ids 0 to 3.
 
-    `max_len` cuts a text's words, before BOS and EOS are added. Words outside the vocabulary become `<unk>`; line
-    breaks, and capitals where `lower` is set, are lost. Raises OSError or ValueError for a file that is missing or no
+    `max_len` limits a text's words before BOS and EOS are added. Words outside the vocabulary become `<unk>`; line
+    breaks, and capitals if `lower` is set, are lost. Raises OSError or ValueError for a file that is missing or not a
     word vocabulary.
     """
 
@@ -56,21 +56,20 @@ class WordTokenizer:
         self.ids = {word: index for index, word in enumerate(self.words)}
 
     def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
-        """The ids of `s`, cut to `max_len` words, with BOS before and EOS behind if asked."""
+        """The ids of `s`, cut to `max_len` words, with BOS and EOS on request."""
         words = split_words(s, self.lower)[: self.max_len]
         ids = [self.ids.get(word, self.unk_id) for word in words]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def decode(self, t: list[int]) -> str:
-        """The text of the ids; padding, BOS and EOS vanish, an unknown word is `<unk>`."""
+        """The text of the ids, without padding, BOS and EOS; an unknown word is `<unk>`."""
         return join_words(self.words[token] for token in t if token == self.unk_id or token >= len(SPECIAL))
 
 
 def word_vocabulary(texts: Iterable[str], size: int, lower: bool = True) -> str:
-    """The JSON of a vocabulary of at most `size` entries: the special ones, then words by falling frequency.
+    """The JSON of a vocabulary of at most `size` entries: the special ones, then words by descending frequency.
 
-    Words of like frequency stand in alphabetical order, so that the file is a function of the texts. Raises
-    ValueError where no word fits.
+    Ties are sorted alphabetically, so that the file depends only on the texts. Raises ValueError if no word fits.
     """
     if size <= len(SPECIAL):
         raise ValueError(f"a vocabulary of {size} holds no word beside {' '.join(SPECIAL)}")
@@ -91,5 +90,5 @@ def _read(path: Path) -> tuple[list[str], bool]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"{path} is not a word vocabulary, or it is cut short") from None
     if form != FORMAT or tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
-        raise ValueError(f"{path} is not a word vocabulary: it starts with {' '.join(SPECIAL)}, each word once")
+        raise ValueError(f"{path} is not a word vocabulary: it needs {' '.join(SPECIAL)} first and each word once")
     return words, bool(lower)

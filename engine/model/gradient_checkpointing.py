@@ -1,7 +1,7 @@
-"""Gradient checkpointing by hand (Chen et al. 2016): layers keep their input alone and run again in the backward pass.
+"""Hand-written gradient checkpointing (Chen et al. 2016): only layer inputs are stored, layers are recomputed.
 
-Twice the forward arithmetic of the layers buys the memory of everything between their inputs and outputs. The second
-run draws the same dropout and works in the same precision, so the gradients are those of a plain run, to the bit.
+The layers run again in the backward pass: twice the forward arithmetic, without the memory of their activations. The
+second run uses the same dropout and precision, so the gradients equal those of a plain run exactly.
 
     python run_llama.py --option pretrain --gradient_checkpointing --corpus TEXT --tokenizer FILE --save_dir runs/mine
 """
@@ -16,11 +16,10 @@ from torch.func import functional_call
 
 
 class _Recomputed(torch.autograd.Function):
-    """x through some layers, whose inside is computed again when the gradient is asked for.
+    """Runs x through some layers and recomputes them in the backward pass.
 
-    The trained parameters are inputs of their own, so that their gradients go the way of all others: they accumulate,
-    they can be asked for by `torch.autograd.grad`, and hooks on them (as of several processes) fire when they should,
-    once. The second run therefore works on copies of them (of the handles, not of the memory).
+    The trained parameters are explicit inputs, so that their gradients behave as usual: they accumulate,
+    `torch.autograd.grad` returns them, and hooks fire once. The second run therefore uses detached handles of them.
     """
 
     @staticmethod
@@ -62,25 +61,25 @@ def _trained(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """The state of the generators that dropout on `device` may draw from."""
+    """The state of the generators that dropout on `device` uses."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def set_random_state(device: torch.device, states: list[Tensor]) -> None:
-    """Goes back to what `random_state` returned."""
+    """Restores a state returned by `random_state`."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
 
 
 def run_recomputed(layers: Sequence[nn.Module], x: Tensor, segment: int, *constants) -> Tensor:
-    """x through all layers, each called as layer(x, *constants); so many as `segment` at a time keep their input alone.
+    """Runs x through all layers, called as layer(x, *constants); only the input of each `segment` of layers is stored.
 
-    `constants` (rotation, mask) take no gradient. The result and all gradients are those of the plain loop.
+    `constants` (rotation, mask) have no gradient. The result and all gradients equal those of the plain loop.
     """
     for start in range(0, len(layers), segment):
-        part = layers[start : start + segment]
-        parameters = [parameter for layer in part for parameter in _trained(layer).values()]
-        x = _Recomputed.apply(part, constants, x, *parameters)
+        group = layers[start : start + segment]
+        parameters = [parameter for layer in group for parameter in _trained(layer).values()]
+        x = _Recomputed.apply(group, constants, x, *parameters)
     return x

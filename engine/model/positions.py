@@ -1,4 +1,4 @@
-"""Positions without a rotation: sinusoids added to the embeddings, and ALiBi's bias on the attention scores.
+"""Non-rotary positions: sinusoids added to the embeddings, and ALiBi's bias on the attention scores.
 
     python -c "from engine.model.positions import sinusoids, alibi_slopes; print(sinusoids(3, 4), alibi_slopes(8))"
 """
@@ -15,7 +15,7 @@ def sinusoids(max_seq_len: int, dim: int) -> Tensor:
     """The table (max_seq_len, dim) of Vaswani et al. 2017, section 3.5, in float32 on the CPU.
 
     Feature 2i of position m is sin(m / 10000^(2i/dim)), feature 2i+1 the cosine of the same angle. Computed in
-    float64; of an odd width the last feature is a sine without its cosine.
+    float64; with an odd width the last feature is a sine without a cosine.
     """
     frequencies = WAVELENGTH ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
     angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64, device="cpu"), frequencies)
@@ -23,10 +23,10 @@ def sinusoids(max_seq_len: int, dim: int) -> Tensor:
 
 
 def alibi_slopes(n_heads: int) -> Tensor:
-    """One slope a head (Press et al. 2022, section 3), (n_heads,) in float32 on the CPU.
+    """One slope per head (Press et al. 2022, section 3), (n_heads,) in float32 on the CPU.
 
-    For a power of two the geometric sequence from 2^(−8/n) with that ratio; otherwise that of the next lower power
-    of two, and then every other slope of the next higher one's, as in the paper's code.
+    For a power of two: the geometric sequence from 2^(−8/n) with that ratio. Otherwise: the sequence of the next lower
+    power of two, then every other slope of the next higher one, as in the paper's code.
     """
     lower = 1 << (n_heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (head + 1) / lower) for head in range(lower)]
@@ -37,8 +37,8 @@ def alibi_slopes(n_heads: int) -> Tensor:
 def alibi_bias(slopes: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """−slope · |distance|: queries (batch or 1, seqlen), keys (batch or 1, keys) -> (batch or 1, heads, seqlen, keys).
 
-    Queries and keys are given by their positions. The distance is taken without its sign, so that a model that is
-    not causal treats both sides alike.
+    `queries` and `keys` are positions. The distance is unsigned, so that a model without a causal mask treats both
+    sides alike.
     """
     distance = (queries[:, None, :, None] - keys[:, None, None, :]).abs()
     return -slopes[:, None, None] * distance

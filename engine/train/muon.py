@@ -1,8 +1,8 @@
-"""Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers"), for pretraining: AdamW but for the matrices.
+"""Muon for hidden matrices, AdamW for everything else (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
 
-A hidden matrix moves along its momentum made orthogonal, U·Vᵀ of the momentum's singular value decomposition U·S·Vᵀ,
-approximated by Newton-Schulz iterations; every direction of the matrix then learns at one pace. The step is scaled
-by 0.2·√max(rows, columns), so that AdamW's rates and decay serve (Liu et al. 2025, "Muon is scalable", eq. 4).
+A hidden matrix moves along its orthogonalised momentum: U·Vᵀ of the singular value decomposition U·S·Vᵀ, approximated
+by Newton-Schulz iterations, so that every direction learns at the same pace. The step is scaled by
+0.2·√max(rows, columns), so that AdamW's learning rates and decay apply (Liu et al. 2025, "Muon is scalable", eq. 4).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """U·Vᵀ, roughly (singular values end between 0.7 and 1.2), of each of the matrices (count, rows, columns).
+    """Approximate U·Vᵀ of each matrix (count, rows, columns): singular values end between 0.7 and 1.2.
 
-    Quintic Newton-Schulz iteration X ← a·X + (b·X·Xᵀ + c·(X·Xᵀ)²)·X in bfloat16, on the wide side.
+    Quintic Newton-Schulz iteration X ← a·X + (b·X·Xᵀ + c·(X·Xᵀ)²)·X in bfloat16, on the wide orientation.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
@@ -31,7 +31,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(AdamW):
-    """AdamW whose groups marked `orthogonal=True` take Muon's update with Nesterov momentum `betas[0]`."""
+    """AdamW; groups with `orthogonal=True` use Muon's update with Nesterov momentum `betas[0]`."""
 
     def _update_together(self, group: dict, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         if not group.get("orthogonal"):
@@ -52,7 +52,7 @@ class Muon(AdamW):
 def muon_groups(model: nn.Module, weight_decay: float, momentum: float = 0.95) -> list[dict]:
     """Parameter groups for `Muon`: hidden matrices; embeddings; gains and biases (which do not decay).
 
-    A frozen parameter is in none.
+    Frozen parameters are left out.
     """
     hidden, embeddings, vectors = [], [], []
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""A run's log: one JSON object a line, appended as the run goes, readable while it runs.
+"""A run's log: one JSON object per line, appended during the run and readable at any time.
 
     python -c "from engine.train import run_log; print(run_log.read('models/stories.jsonl')[-1])"
 """
@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
+
+from engine.io.files import write_text
 
 
 class RunLog:
@@ -15,31 +19,37 @@ class RunLog:
     def __init__(self, path: str | Path | None):
         self.path = Path(path) if path is not None else None
 
-    def write(self, **record) -> None:
-        """Appends one line; numbers, strings, lists and None only."""
+    def write(self, **record: Any) -> None:
+        """Appends one line of numbers, strings, lists and None; a number that is not finite becomes null."""
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(_line(record))
 
     def cut_after(self, step: int) -> None:
-        """Drops the records of steps later than `step`: a resumed run writes them anew."""
+        """Drops the records of steps after `step`, which a resumed run writes again; the rewriting is atomic."""
         if self.path is None or not self.path.exists():
             return
-        kept = [record for record in read(self.path) if record.get("step", 0) <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8", newline="\n")
+        write_text(self.path, "".join(_line(record) for record in read(self.path) if record.get("step", 0) <= step))
 
 
-def read(path: str | Path) -> list[dict]:
-    """All records of a log; a last line cut short by an interruption is left out."""
+def _line(record: dict[str, Any]) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite) + "\n"
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """All records of a log. A damaged line, such as one cut short by an interruption, is left out."""
     records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
     return records
 
 
-def examples_seen(training: dict) -> int:
-    """Examples that an adder saw, by its `training_config.json`: those of its trial count, too."""
+def examples_seen(training: dict[str, Any]) -> int:
+    """Training examples of an adder according to its `training_config.json`, including its seed search."""
     return (training.get("examples") or 0) + (training.get("trial_examples") or 0)

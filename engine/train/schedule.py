@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step: a warm-up, then a decay.
+"""Learning-rate schedules as pure functions of the step: warm-up, then decay.
 
     python -c "from engine.train.schedule import rate_factor; print(rate_factor(5, 10, 2, 'cosine', 0.1))"
 """
@@ -13,8 +13,8 @@ SCHEDULES = ("constant", "cosine", "linear")
 def rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str, floor: float = 0.0) -> float:
     """The factor on the peak rate at `step` (from 0): a linear rise over the warm-up, then the schedule's decay.
 
-    `cosine` (Loshchilov and Hutter 2017, eq. 5, without restarts) and `linear` fall from 1 to `floor`, which they
-    reach after the last step; `constant` stays at 1.
+    `cosine` (Loshchilov and Hutter 2017, eq. 5, without restarts) and `linear` decay from 1 to `floor`, reached
+    after the last step; `constant` stays at 1.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)

@@ -1,13 +1,14 @@
 """The one training loop: accumulation, clipping, schedule, mixed precision, best and last checkpoint, resume.
 
-A task describes its work as a `Workload`; the loop knows nothing of texts or labels. Under torchrun every process
-runs it: see `distributed`.
+A task describes its data and loss as a `Workload`; the loop knows nothing about texts or labels. Under torchrun every
+process runs it (see `engine.train.distributed`).
 
     python run_llama.py --option pretrain --help
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,39 +32,45 @@ STATE_FORMAT = "min-llama-training"
 NO_SCALING = GradScaler("cpu", enabled=False)
 
 
+class NotFiniteError(ArithmeticError):
+    """The loss is not finite; the message says at which step, and what to try."""
+
+
 class Workload(Protocol):
-    """What a task gives the trainer."""
+    """The data and the loss of a task."""
+
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch, without building them."""
 
     def epoch(self, epoch: int) -> Sequence[Any]:
-        """The batches of an epoch, in order; a function of the epoch alone, so that a run can resume.
+        """The batches of an epoch, in order; they depend only on the epoch, so that a run can resume.
 
-        Several processes share each of them: a batch is then an array of examples, which can be sliced.
+        Under torchrun the processes share every batch, which is then an array of examples that can be sliced.
         """
 
     def count(self, batch: Any) -> int:
-        """How many targets a (whole) batch has."""
+        """Number of targets in a batch, before it is shared among processes."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The sum of the losses of a batch's targets."""
+        """The loss summed over a batch's targets."""
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        """Measures the model on held-out data. `score` decides which one is kept: higher is better.
+        """Measures the model on held-out data. The checkpoint with the highest `score` is kept.
 
-        A true `done` ends the run: nothing is left to learn. Every process calls it; what the first returns counts.
+        A true `done` ends the run: nothing is left to learn. Every process calls this; the first one's result counts.
         """
 
     def save_best(self, model: nn.Module, path: Path) -> None:
-        """Writes the model as a checkpoint of its own."""
+        """Writes the model as a checkpoint."""
 
-    # Optional: `tally: dict[str, float]`, what `loss` counts up as it trains. It is saved and restored with a run.
+    # Optional: `tally: dict[str, float]`, counters that `loss` updates. They are saved and restored with a run.
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. `evaluate_every` and `save_every` count steps; 0 means at the end of each epoch, and both happen
-    at the run's end in any case.
+    """How to train. `evaluate_every` and `save_every` count steps (0: once per epoch); both also happen at the end.
 
-    `patience` stops after so many evaluations without a better score (0: never).
+    `patience` is the number of evaluations without improvement after which the run stops (0: never).
     """
 
     epochs: int
@@ -79,18 +86,18 @@ class TrainSettings:
 
 @dataclass
 class Progress:
-    """Where a run stands: all that a resumed run must know besides weights, moments and random state."""
+    """The state of a run besides weights, optimizer moments and random state."""
 
     step: int = 0
     epoch: int = 0
-    place: int = 0  # batches of this epoch already trained on
+    place: int = 0  # batches of this epoch that are done
     targets: int = 0
     best_score: float = float("-inf")
-    stale: int = 0  # evaluations since the best
+    stale: int = 0  # evaluations without improvement
     seconds: float = 0.0
-    processor_seconds: float = 0.0  # of this process alone: what others do on the machine does not count
-    done: bool = False  # the workload found nothing left to learn
-    skipped: int = 0  # steps without an update: a gradient was not finite in float16
+    processor_seconds: float = 0.0  # of this process only
+    done: bool = False  # the workload ended the run
+    skipped: int = 0  # steps left out because a float16 gradient was not finite
 
 
 def update(
@@ -102,21 +109,20 @@ def update(
     precision: Callable[[], AbstractContextManager] = nullcontext,
     scaler: GradScaler = NO_SCALING,
 ) -> tuple[float, int]:
-    """One optimizer step from a group of batches, each target weighing the same.
+    """One optimizer step on a group of batches, with equal weight for every target.
 
-    `count` says how many targets a batch has, `loss` the sum of their losses. Returns the mean loss and the targets.
-    Each process works on its share of every batch; the targets are those of all of them. `scaler` enlarges the losses
-    of a float16 run, so that small gradients do not vanish, and leaves the step out where large ones overflow: in all
-    processes or in none, as they see the same sums.
+    `count` returns a batch's number of targets, `loss` their summed loss. Returns the mean loss and the number of
+    targets over all processes; each process computes its share of every batch. `scaler` scales the loss of a float16
+    run against underflow and skips a step whose gradients overflow, in all processes or in none.
     """
     model.train()
     targets = sum(count(batch) for batch in batches)
     total = torch.zeros((), device=next(model.parameters()).device)
-    for part in map(distributed.share, batches):
-        if distributed.size() > 1 and len(part) == 0:  # fewer examples than processes
+    for batch in map(distributed.share, batches):
+        if distributed.size() > 1 and len(batch) == 0:  # fewer examples than processes
             continue
         with precision():
-            mean = loss(model, part) / targets
+            mean = loss(model, batch) / targets
         scaler.scale(mean).backward()
         total += mean.detach()
     total = distributed.sum_gradients(model.parameters(), total)
@@ -127,32 +133,32 @@ def update(
 
 
 def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The state `Trainer.save` wrote. Raises CheckpointError if the run is another one than `identity` says."""
+    """Reads the state that `Trainer.save` wrote; raises CheckpointError if it belongs to a run of another identity."""
     state = load_plain(path)
     if state.get("format") != STATE_FORMAT:
         raise CheckpointError(f"{path} is not the state of a training run")
-    if isinstance(state["random"], dict):  # as one process alone once wrote it
+    if isinstance(state["random"], dict):  # the format of an earlier version
         state["random"] = [state["random"]]
     if (processes := len(state["random"])) != distributed.size():
-        raise CheckpointError(f"{path} was begun with {processes} process(es), not {distributed.size()}")
+        raise CheckpointError(f"{path} was started with {processes} process(es), not {distributed.size()}")
     for name, value in identity.items():
-        if (begun_with := state["identity"].get(name)) != value:
-            raise CheckpointError(f"{path} was begun with {name} {begun_with}, not {value}")
+        if (original := state["identity"].get(name)) != value:
+            raise CheckpointError(f"{path} was started with {name} {original}, not {value}")
     return state
 
 
 def step_line(progress: Progress, measured: dict[str, float]) -> str:
-    """What is printed at an evaluation, unless a task has a line of its own."""
+    """The default line printed at an evaluation."""
     shown = {name: value for name, value in measured.items() if isinstance(value, float) and name != "score"}
     return f"step {progress.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
 
 class Trainer:
-    """Trains `model` on `workload`; keeps `last.pt` (all a resumed run needs) and `best.pt` in `folder`.
+    """Trains `model` on `workload`; writes `last.pt` (the state to resume from) and `best.pt` to `folder`.
 
-    Each group's rate in `optimizer` is the peak that the schedule scales. `identity` holds, as plain values, what
-    else makes the run what it is (model, data, seed): a run is only resumed with the same. `describe` words the line
-    printed at an evaluation. Every `log_every`-th step is logged and shown.
+    The schedule scales each group's learning rate in `optimizer`. `identity` describes the run in plain values (model,
+    data, seed); a run resumes only with the same identity. `describe` formats the line printed at an evaluation. Every
+    `log_every`-th step is logged.
     """
 
     def __init__(
@@ -176,17 +182,20 @@ class Trainer:
         self.scaler = GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.progress = Progress()
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        batches = [len(workload.epoch(epoch)) for epoch in range(settings.epochs)]  # not the same in every epoch
+        batches = map(workload.batches_per_epoch, range(settings.epochs))
         self.total_steps = sum(-(-count // settings.accumulation) for count in batches)
         distributed.own_random_state()
 
     @property
     def state_path(self) -> Path:
-        """Where the state to resume from is kept."""
+        """The file of the state to resume from."""
         return self.folder / "last.pt"
 
     def fit(self) -> Progress:
-        """Trains to the end, or until patience is lost; returns where the run stands then."""
+        """Trains to the end, or until patience runs out; returns the final progress.
+
+        Raises NotFiniteError at the first loss that is not finite, before it can be saved.
+        """
         distributed.same_weights(self.model)
         clocks = time.perf_counter() - self.progress.seconds, time.process_time() - self.progress.processor_seconds
         begin, silent = self.progress.step, not distributed.is_first()
@@ -201,7 +210,7 @@ class Trainer:
             batches = self.workload.epoch(self.progress.epoch)
             while self.progress.place < len(batches) and not self._ended():
                 group = batches[self.progress.place : self.progress.place + self.settings.accumulation]
-                loss, rate = self._step(group)
+                loss, rate = self.step(group)
                 self.progress.place += len(group)
                 self.progress.seconds = time.perf_counter() - started
                 self.progress.processor_seconds = time.process_time() - processor_started
@@ -210,7 +219,7 @@ class Trainer:
             if self.progress.place >= len(batches):
                 self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
         if self.progress.skipped:
-            bar.write(f"{self.progress.skipped} of {self.progress.step} steps overflowed float16 and were left out")
+            bar.write(f"{self.progress.skipped} of {self.progress.step} steps overflowed float16 and were skipped")
 
     def _ended(self) -> bool:
         return self.progress.done or 0 < self.settings.patience <= self.progress.stale
@@ -226,8 +235,8 @@ class Trainer:
                 **(float16 if self.scaler.is_enabled() else {}),
             )  # fmt: skip
 
-    def _step(self, batches: Sequence[Any]) -> tuple[float, float]:
-        """One update from a group of batches, each target weighing the same; returns the mean loss and the rate."""
+    def step(self, batches: Sequence[Any]) -> tuple[float, float]:
+        """One update on a group of batches; returns the mean loss and the learning rate."""
         settings, progress = self.settings, self.progress
         factor = rate_factor(
             progress.step, self.total_steps, settings.warmup_steps, settings.schedule, settings.rate_floor
@@ -239,10 +248,20 @@ class Trainer:
             self.model, self.optimizer, batches, self.workload.count, self.workload.loss,
             lambda: autocast(self.device, self.dtype), self.scaler,
         )  # fmt: skip
+        self._check_finite(total, self.peak_rates[0] * factor)
         progress.skipped += self.scaler.get_scale() < scale
         progress.step += 1
         progress.targets += targets
         return total, self.peak_rates[0] * factor
+
+    def _check_finite(self, loss: float, rate: float) -> None:
+        if math.isfinite(loss) or self.scaler.is_enabled():  # a scaled run skips such a step and goes on
+            return
+        kept = f"; {self.state_path} holds the last good state" if self.state_path.exists() else ""
+        raise NotFiniteError(
+            f"the loss is {loss} at step {self.progress.step + 1} with learning rate {rate:.2e}: try a lower --lr, a "
+            f"longer --warmup_steps or --max_grad_norm 1{kept}"
+        )
 
     def _after_step(self, epoch_ends: bool, bar: tqdm) -> None:
         run_ends = self.progress.step == self.total_steps
@@ -265,6 +284,8 @@ class Trainer:
             processor_seconds=progress.processor_seconds, **measured,
         )  # fmt: skip
         bar.write(self.describe(progress, measured))
+        if math.isnan(measured["score"]):
+            raise NotFiniteError(f"the model's score is not a number after step {progress.step}: try a lower --lr")
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0
             if distributed.is_first():
@@ -274,14 +295,14 @@ class Trainer:
         progress.done = bool(measured.get("done", False))
 
     def _gather_tally(self) -> None:
-        """What all processes have counted goes to the first."""
+        """Sums the tallies of all processes in the first."""
         tally: dict[str, float] = getattr(self.workload, "tally", {})
         everyone = distributed.gather(dict(tally))
         for name in tally:
             tally[name] = sum(one[name] for one in everyone) if distributed.is_first() else 0.0
 
     def save(self) -> None:
-        """Writes all that a resumed run needs, atomically."""
+        """Writes the state to resume from, atomically."""
         self._gather_tally()
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -294,7 +315,7 @@ class Trainer:
             save_plain(state, self.state_path)
 
     def resume(self) -> None:
-        """Goes back to what `save` wrote, to the bit. Raises CheckpointError if the run is another one."""
+        """Restores the saved state exactly. Raises CheckpointError if it belongs to another run."""
         state = read_state(self.state_path, self.identity)
         self.model.load_state_dict(state["model"])
         rates = [group["lr"] for group in self.optimizer.param_groups]

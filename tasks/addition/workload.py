@@ -124,14 +124,20 @@ class AdditionWorkload:
             model.zero_grad(set_to_none=True)
         self.losses_of, self.measured_of = compiled
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+        return -(-self._examples_in(epoch) // self.chunk)
+
+    def _examples_in(self, epoch: int) -> int:
+        return len(self.training) - (self.surplus if epoch == self.last_epoch else 0)
+
     def epoch(self, epoch: int) -> Batches:
         """All training problems in an order of the epoch's own."""
         if self._drawn is None or self._drawn[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
             order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
             self._drawn = epoch, self._with_nines(order, generator)
-        kept = len(self.training) - (self.surplus if epoch == self.last_epoch else 0)
-        return Batches(self._drawn[1][:kept], self.chunk)
+        return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk)
 
     def _with_nines(self, order: Tensor, generator: torch.Generator) -> Tensor:
         """A share `nines` of the order's places is drawn from the groups of `travelling`, each group as likely."""

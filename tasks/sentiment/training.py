@@ -50,6 +50,10 @@ class SentimentWorkload:
         self.save_best = save_best
         self.tally = {"loss": 0.0, "correct": 0.0, "examples": 0.0}  # since the last evaluation, with dropout
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+        return -(-len(self.training_batches.lengths) // self.training_batches.batch_size)
+
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The epoch's batches of sentences of similar length, in random order."""
         return self.training_batches.epoch(epoch)

@@ -1,4 +1,4 @@
-"""How a model goes on with stories it has not seen: perplexity, BLEU and speed of each way of decoding, attention.
+"""Continuations of held-out stories: perplexity, BLEU and speed of each decoding method, and attention maps.
 
     python run_llama.py --option evaluate --corpus valid.txt --stories 50 --save_dir measured
 """
@@ -28,7 +28,7 @@ from tasks.attention_maps import attention_weights
 from tasks.stories.flags import EvaluateSettings
 from tokenizer import AnyTokenizer
 
-PROMPT = 5  # tokens of a story that are given, BOS not counted
+PROMPT = 5  # tokens of a story in the prompt, without BOS
 CACHE_BATCH, CACHE_ROUNDS = 20, 3
 SHOWN = 14  # tokens of a story on the axes of an attention map
 Decode = Callable[[list[int]], list[int]]  # prompt -> new tokens
@@ -36,7 +36,7 @@ Decode = Callable[[list[int]], list[int]]  # prompt -> new tokens
 
 @dataclass(frozen=True)
 class Story:
-    """A story's first tokens (BOS before them), the tokens that truly follow, and these as text."""
+    """A story's prompt (with BOS), its true continuation as tokens, and as text."""
 
     prompt: list[int]
     continuation: list[int]
@@ -44,7 +44,7 @@ class Story:
 
 
 def check(settings: EvaluateSettings) -> None:
-    """Raises ValueError where stories cannot be measured: no folder for the results, no sacrebleu."""
+    """Raises ValueError without a folder for the results or without sacrebleu."""
     if settings.save_dir is None:
         raise ValueError("--stories needs --save_dir: a folder for the continuations and attention maps")
     if importlib.util.find_spec("sacrebleu") is None:
@@ -52,7 +52,7 @@ def check(settings: EvaluateSettings) -> None:
 
 
 def choose(documents: list[str], tokenizer: AnyTokenizer, count: int, room: int) -> list[Story]:
-    """The first `count` documents, each continued by at most `room` tokens. Raises ValueError for too few long ones."""
+    """The first `count` long documents, with at most `room` tokens each; ValueError if there are too few."""
     found = []
     for document in documents:
         ids = tokenizer.encode(document, bos=True, eos=False)
@@ -62,23 +62,23 @@ def choose(documents: list[str], tokenizer: AnyTokenizer, count: int, room: int)
             found.append(Story(ids[: PROMPT + 1], following, text))
         if len(found) == count:
             return found
-    raise ValueError(f"{len(found)} stories of more than {PROMPT} tokens are there, not {count}")
+    raise ValueError(f"{len(found)} stories have more than {PROMPT} tokens; --stories asks for {count}")
 
 
 def _text(document: str, following: list[int], tokenizer: AnyTokenizer) -> str:
-    """The true continuation: of words the words themselves, so that guessing <unk> is never right."""
+    """The true continuation; with a word vocabulary the original words, so that <unk> never counts as right."""
     if isinstance(tokenizer, WordTokenizer):
         return join_words(split_words(document, tokenizer.lower)[PROMPT : PROMPT + len(following)])
     return tokenizer.decode(following)
 
 
 def room(model: Llama, max_new_tokens: int) -> int:
-    """How many new tokens fit behind a prompt within the model's positions."""
+    """New tokens that fit into the context after a prompt."""
     return max(1, min(max_new_tokens, model.config.max_seq_len - PROMPT - 1))
 
 
 def report(model: Llama, tokenizer: AnyTokenizer, documents: list[str], settings: EvaluateSettings) -> dict:
-    """Measures all and writes continuations and attention maps into --save_dir."""
+    """Measures everything; writes continuations and attention maps to --save_dir."""
     new, folder = room(model, settings.max_new_tokens), Path(settings.save_dir)
     stories = choose(documents, tokenizer, settings.stories, new)
     measured = {"stories": len(stories), "prompt_tokens": PROMPT, "new_tokens": new}
@@ -100,7 +100,7 @@ def report(model: Llama, tokenizer: AnyTokenizer, documents: list[str], settings
 
 @torch.inference_mode()
 def continuation_perplexity(model: Llama, stories: list[Story]) -> float:
-    """exp of the mean negative log-likelihood a token of the true continuations, each seen from its prompt on."""
+    """Perplexity per token of the true continuations, each given its prompt."""
     total = 0.0
     for story in stories:
         ids = torch.tensor(story.prompt + story.continuation, device=model.device)
@@ -110,7 +110,7 @@ def continuation_perplexity(model: Llama, stories: list[Story]) -> float:
 
 
 def ways(model: Llama, tokenizer: AnyTokenizer, new: int, settings: EvaluateSettings) -> dict[str, Decode]:
-    """The ways of decoding compared, by name, each for one prompt at a time."""
+    """The decoding methods by name, each for one prompt at a time."""
     generator = torch.Generator(model.device).manual_seed(settings.seed)
 
     def sampled(sampler: Sampler) -> Decode:
@@ -127,7 +127,7 @@ def ways(model: Llama, tokenizer: AnyTokenizer, new: int, settings: EvaluateSett
 
 
 def _timed(decode: Decode, stories: list[Story], tokenizer: AnyTokenizer) -> tuple[dict, list[str]]:
-    """BLEU (sacrebleu's defaults, whole corpus) and tokens a second; and the texts."""
+    """Corpus BLEU (sacrebleu's defaults) and tokens per second, and the texts."""
     import sacrebleu
 
     decode(stories[0].prompt)  # the warm-up
@@ -141,7 +141,7 @@ def _timed(decode: Decode, stories: list[Story], tokenizer: AnyTokenizer) -> tup
 
 
 def cache_speed(model: Llama, prompts: list[list[int]], new: int) -> dict:
-    """Tokens a second of a batch of greedy continuations with the cache and without, the median of three rounds."""
+    """Tokens per second of a batch of greedy continuations with and without the cache: medians of three rounds."""
     prompts = [prompts[row % len(prompts)] for row in range(CACHE_BATCH)]
     seconds, texts = {True: [], False: []}, {}
     for _ in range(CACHE_ROUNDS):
@@ -159,7 +159,7 @@ def cache_speed(model: Llama, prompts: list[list[int]], new: int) -> dict:
 
 
 def _sentences(stories: list[Story], tokenizer: AnyTokenizer, settings: EvaluateSettings) -> list[list[int]]:
-    """The lines of --prompt_file, or how the first three stories begin."""
+    """The lines of --prompt_file, or the beginnings of the first three stories."""
     if settings.prompt_file is None:
         return [(story.prompt + story.continuation)[:SHOWN] for story in stories[:3]]
     lines = Path(settings.prompt_file).read_text(encoding="utf-8").splitlines()

@@ -1,6 +1,6 @@
 """Text for language modelling: documents read, tokenised once into a memory-mapped file, and batched.
 
-    python run_llama.py --option pretrain --corpus TEXT --tokenizer models/stories.model
+    python run_llama.py --option pretrain --corpus TEXT --tokenizer models/stories.model --save_dir runs/mine
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from engine.train.losses import IGNORED
 from tokenizer import AnyTokenizer
 
 SEPARATOR = "<|endoftext|>"
-LABELLED = re.compile(r"-?\d+ *\|\|\| *")  # how each line of a file for fine-tuning begins
-WIDTH_STEP = 16  # widths are multiples of it: the kernels are built anew, and kept in memory, for each new shape
+LABELLED = re.compile(r"-?\d+ *\|\|\| *")  # the start of each line of a labelled file
+WIDTH_STEP = 16  # widths are multiples of this, because kernels are built and cached for each new shape
 
 
 def read_documents(path: str | Path) -> list[str]:
     """The documents of a text file (divided by lines `<|endoftext|>`) or of a `.jsonl` file (field "text").
 
-    Of a file all of whose lines are `label ||| sentence`, each sentence is one. Blank ones are left out.
+    If all lines of a file are `label ||| sentence`, each sentence is a document. Blank documents are dropped.
     Raises OSError or ValueError for a file that cannot be read or holds no document.
     """
     text = read_text(check_readable(path)).removeprefix("\ufeff")
@@ -43,7 +43,7 @@ def read_documents(path: str | Path) -> list[str]:
 
 
 def _sentences(text: str) -> list[str]:
-    """The sentences of labelled lines; none if a single line is no such."""
+    """The sentences of labelled lines; an empty list unless every line is labelled."""
     if not LABELLED.match(text):
         return []
     lines = [line for line in text.split("\n") if line.strip()]
@@ -63,7 +63,7 @@ def _json_lines(path: str | Path, text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Documents as one row of ids, each framed by BOS and EOS; document i is tokens[offsets[i] : offsets[i + 1]]."""
+    """Documents as one row of ids, each with BOS and EOS; document i is tokens[offsets[i] : offsets[i + 1]]."""
 
     tokens: np.ndarray  # (total,) uint16 or uint32
     offsets: np.ndarray  # (documents + 1,) int64
@@ -76,7 +76,7 @@ class TokenFile:
 def tokenise(paths: list[str], tokenizer: AnyTokenizer, cache: Path) -> TokenFile:
     """Tokenises the files' documents into `cache` (a folder) and maps the result into memory.
 
-    The files' names there carry a digest of the texts and the tokenizer, so nothing is tokenised twice.
+    The file names contain a digest of the texts and the tokenizer, so nothing is tokenised twice.
     """
     hashed = hashlib.sha256(Path(tokenizer.model_path).read_bytes())
     for path in paths:
@@ -93,7 +93,7 @@ def tokenise(paths: list[str], tokenizer: AnyTokenizer, cache: Path) -> TokenFil
 
 
 def encode_documents(documents: list[str], tokenizer: AnyTokenizer) -> TokenFile:
-    """Tokenises documents in memory, each framed by BOS and EOS."""
+    """Tokenises documents in memory, each with BOS and EOS."""
     rows = [tokenizer.encode(document, bos=True, eos=True) for document in documents]
     dtype = np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32
     tokens = np.concatenate([np.asarray(row, dtype=dtype) for row in rows])
@@ -106,19 +106,19 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def split_documents(count: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the documents to train on and of those held out (a share, at least one), drawn from the seed."""
+    """Indices of the training documents and of the held-out ones (a share, at least one), drawn from the seed."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
     kept_back = max(1, round(count * held_out))
     return np.sort(order[kept_back:]), np.sort(order[:kept_back])
 
 
 class StoryBatches:
-    """Batches of whole documents of like length, right-padded, of about `tokens_per_batch` tokens each.
+    """Batches of documents of similar length, right-padded, with about `tokens_per_batch` tokens each.
 
-    A document longer than `max_seq_len` is cut into rows that overlap by one token, so that every token but the
-    first is a target exactly once; no row holds two documents (in `packing` rows do). An epoch's order depends on
-    (seed, epoch) alone. With a `stride` below `max_seq_len` rows start so far apart, and the targets they share count
-    in the first alone.
+    A document longer than `max_seq_len` is cut into rows that overlap by one token, so that every token except the
+    first is a target exactly once. A row holds one document (`packing` puts several into a row). An epoch's order
+    depends only on (seed, epoch). With a `stride` below `max_seq_len` windows overlap, and each target counts once, in
+    the first window that contains it.
     """
 
     def __init__(
@@ -132,24 +132,28 @@ class StoryBatches:
             start, end = int(data.offsets[document]), int(data.offsets[document + 1])
             cuts = range(start, max(start, end - 1 - max_seq_len + stride - 1) + 1, stride)
             rows += [(cut, min(cut + max_seq_len + 1, end), (max_seq_len - stride) * (cut > start)) for cut in cuts]
-        self.rows = np.asarray(rows, dtype=np.int64)  # (rows, 3): start and end in data.tokens, targets not counted
+        self.rows = np.asarray(rows, dtype=np.int64)  # (rows, 3): start and end in data.tokens, targets to skip
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The row numbers of each batch of an epoch: random, but rows of like length together."""
+        """The row indices of each batch of an epoch: random order, rows of similar length together."""
         random = np.random.default_rng((self.seed, epoch))
         lengths = self.rows[:, 1] - self.rows[:, 0]
         order = np.argsort(lengths * random.uniform(1.0, 1.05, len(lengths)), kind="stable")
         batches = self._cut(order, lengths[order])
         return [batches[index] for index in random.permutation(len(batches))]
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch; it differs between epochs, because it depends on their order."""
+        return len(self.epoch(epoch))
+
     def in_order(self) -> list[np.ndarray]:
-        """Batches from the shortest row to the longest, for measuring."""
+        """Batches from the shortest row to the longest, for evaluation."""
         lengths = self.rows[:, 1] - self.rows[:, 0]
         order = np.argsort(lengths, kind="stable")
         return self._cut(order, lengths[order])
 
     def _cut(self, order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-        """Cuts rows in order into batches whose padded size is within the budget (or a single row)."""
+        """Cuts ordered rows into batches whose padded size is within the budget, or of a single row."""
         batches, start, widest = [], 0, 0
         for place, length in enumerate(lengths):
             widest = max(widest, self._width(int(length)))
@@ -160,15 +164,15 @@ class StoryBatches:
         return batches
 
     def contents(self, batch: np.ndarray) -> list[np.ndarray]:
-        """For each row of a batch the pieces of `rows` that stand in it: here a single one."""
+        """For each row of a batch, its pieces as rows of `rows`: here a single one."""
         return list(self.rows[batch][:, None])  # each (1, 3)
 
     def documents(self, batch: np.ndarray) -> Tensor | None:
-        """What keeps the documents of a row apart (see `packing`): here nothing needs to."""
+        """Document ids of packed rows (see `packing`); None here, because a row holds one document."""
         return None
 
     def count(self, batch: np.ndarray) -> int:
-        """How many targets a batch has."""
+        """Number of targets in a batch."""
         pieces = np.concatenate(self.contents(batch))
         return int((pieces[:, 1] - pieces[:, 0] - 1 - pieces[:, 2]).sum())
 
@@ -189,9 +193,9 @@ class StoryBatches:
         return torch.from_numpy(tokens), torch.from_numpy(targets)
 
     def width(self, contents: list[np.ndarray]) -> int:
-        """The width of a batch of such contents."""
+        """The padded width of a batch with these contents."""
         return self._width(1 + max(int((pieces[:, 1] - pieces[:, 0] - 1).sum()) for pieces in contents))
 
     def _width(self, length: int) -> int:
-        """Width of a batch whose longest row has `length` tokens, of which the last is a target only."""
+        """Width of a batch whose longest row has `length` tokens, where the last one is only a target."""
         return min(-(-(length - 1) // WIDTH_STEP) * WIDTH_STEP, self.max_seq_len)

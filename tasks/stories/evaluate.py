@@ -1,4 +1,4 @@
-"""How well a model predicts a text: bits per byte, and loss and perplexity a token.
+"""Language-model evaluation: bits per byte, and loss and perplexity per token.
 
     python run_llama.py --option evaluate --corpus stories.txt
     python run_llama.py --option evaluate --corpus stories.txt --stories 50 --save_dir measured
@@ -20,7 +20,7 @@ from engine.io.word_tokenizer import WordTokenizer
 from engine.train.losses import token_nll
 from llama import Llama
 from tasks.pretrained import load_model
-from tasks.stories import continuations as evaluate_stories
+from tasks.stories import continuations
 from tasks.stories.data import StoryBatches, encode_documents, read_documents
 from tasks.stories.flags import EvaluateSettings
 from tokenizer import AnyTokenizer
@@ -30,10 +30,10 @@ BATCH_TOKENS = 4096
 
 
 def prepare(settings: EvaluateSettings) -> Callable[[], None]:
-    """Checks the corpus and loads the model; returns what measures. Raises ValueError or OSError."""
+    """Checks the corpus and loads the model; returns the work. Raises ValueError or OSError."""
     documents = [document for path in settings.corpus for document in read_documents(path)]
     if settings.stories:
-        evaluate_stories.check(settings)
+        continuations.check(settings)
     target = None
     if settings.save_dir is not None:
         Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
@@ -44,13 +44,13 @@ def prepare(settings: EvaluateSettings) -> Callable[[], None]:
     if settings.stride is not None and settings.stride > model.config.max_seq_len:
         raise ValueError(f"--stride {settings.stride} is more than the model's {model.config.max_seq_len} positions")
     if settings.stories:
-        evaluate_stories.choose(documents, tokenizer, settings.stories, 1)
+        continuations.choose(documents, tokenizer, settings.stories, 1)
 
     def work() -> None:
         measured = measure(model, tokenizer, documents, settings.stride)
         print("\n".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in measured.items()))
         if settings.stories:
-            measured["continuations"] = evaluate_stories.report(model, tokenizer, documents, settings)
+            measured["continuations"] = continuations.report(model, tokenizer, documents, settings)
         if target is not None:
             write_text(target, json.dumps(measured, indent=2) + "\n")
             print(f"wrote {target}")
@@ -62,12 +62,11 @@ def prepare(settings: EvaluateSettings) -> Callable[[], None]:
 def measure(
     model: Llama, tokenizer: AnyTokenizer, documents: list[str], stride: int | None = None
 ) -> dict[str, float]:
-    """Scores every document from BOS; a longer one than the model's positions in rows of that many tokens.
+    """Scores every document from BOS; a document longer than the context is cut into windows.
 
-    With a `stride` the rows start that many tokens apart, and each scores only what the one before it did not reach:
-    a token is then predicted from max_seq_len − stride tokens at least. `bits_per_byte` is the text's own: the cost
-    of the closing EOS is in `loss_per_token`, but not in it. A vocabulary of words cannot say what its text was:
-    instead of bits per byte it tells the share of unknown words.
+    With a `stride`, windows overlap; each token is scored once, in the first window that contains it, from at least
+    max_seq_len − stride tokens. `loss_per_token` includes the closing EOS, `bits_per_byte` does not. A word vocabulary
+    cannot reproduce its text, so it reports the share of unknown words instead of bits per byte.
     """
     data = encode_documents(documents, tokenizer)
     batches = StoryBatches(data, np.arange(len(data)), model.config.max_seq_len, BATCH_TOKENS, seed=0, stride=stride)

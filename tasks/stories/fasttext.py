@@ -1,4 +1,4 @@
-"""FastText vectors (Bojanowski et al. 2017): read for a vocabulary, or trained on a text by gensim.
+"""FastText vectors (Bojanowski et al. 2017): read for a vocabulary, or trained on a text with gensim.
 
     python run_llama.py --option vectors --corpus TEXT --tokenizer models/words.json --embeddings models/words.vec
 """
@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BUCKETS = 100_000  # hashed n-grams share so many vectors: fastText's two million are 2 GB at 256 features
+BUCKETS = 100_000  # buckets for hashed n-grams; fastText's two million take 2 GB at 256 features
 OPTIONAL = "gensim is not installed: pip install -r requirements-ail861.txt"
 
 
 def require_gensim() -> None:
-    """Raises ValueError, saying how to install it, where gensim is missing."""
+    """Raises ValueError with the install command if gensim is missing."""
     if importlib.util.find_spec("gensim") is None:
         raise ValueError(OPTIONAL)
 
 
 def read_vectors(path: str | Path, words: Collection[str]) -> dict[str, np.ndarray]:
-    """The vectors (dim,) of those of the words that the file knows.
+    """The vectors (dim,) of the words that the file contains.
 
-    A `.vec` file (text) is streamed: only the wanted lines are parsed and kept. Of a `.bin` file (Facebook's fastText
-    model, read whole by gensim) even words it never saw have a vector, composed of their n-grams. Raises ValueError
+    A `.vec` file (text) is streamed: only the wanted lines are parsed and kept. A `.bin` file (Facebook's
+    fastText model, read by gensim) also gives unseen words a vector, composed of their n-grams. Raises ValueError
     or OSError for a file that is damaged or cut short.
     """
     path = Path(path)
@@ -75,22 +75,22 @@ def _read_bin(path: Path, words: Collection[str]) -> dict[str, np.ndarray]:
 
     try:
         vectors = load_facebook_vectors(str(path))
-    except Exception as error:  # whatever a damaged file makes of gensim: struct errors, assertions, Unicode errors
+    except Exception as error:  # gensim raises many kinds of errors for a damaged file
         raise ValueError(f"{path} is not a fastText model, or it is cut short: {type(error).__name__}") from None
     return {word: np.asarray(vectors[word], dtype=np.float32) for word in words if word in vectors}
 
 
 def fill_embeddings(weight: Tensor, words: Sequence[str], path: str | Path, special: int) -> int:
-    """Overwrites rows of weight (words, dim) by the words' vectors; returns how many words the file does not know.
+    """Overwrites rows of weight (words, dim) with the words' vectors; returns the number of words without one.
 
-    The first `special` words are none and keep their rows, as do unknown ones. All vectors are scaled by one factor
-    to the mean square of the rows they replace, so that directions and ratios of lengths stay. Raises ValueError for
+    The first `special` entries are not words and keep their rows, as unknown words do. One factor scales all vectors to
+    the mean square of the rows they replace. Raises ValueError for
     vectors of another width.
     """
     found = read_vectors(path, words[special:])
     rows = [row for row, word in enumerate(words) if row >= special and word in found]
     if not rows:
-        raise ValueError(f"{path} knows none of the {len(words) - special:,} words")
+        raise ValueError(f"{path} contains none of the {len(words) - special:,} words")
     vectors = torch.from_numpy(np.stack([found[words[row]] for row in rows]))
     if vectors.shape[1] != weight.shape[1]:
         raise ValueError(f"{path} holds vectors of width {vectors.shape[1]}, but the model is {weight.shape[1]} wide")
@@ -101,9 +101,9 @@ def fill_embeddings(weight: Tensor, words: Sequence[str], path: str | Path, spec
 
 
 def train_vectors(sentences: Sequence[Sequence[str]], dim: int, epochs: int, seed: int, threads: int):
-    """A gensim `FastText` model: skip-grams, window 5, n-grams of 3 to 6 letters; one thread gives the same bits.
+    """A gensim `FastText` model: skip-grams, window 5, n-grams of 3 to 6 letters; deterministic with one thread.
 
-    Raises ValueError where gensim is missing or the text too short.
+    Raises ValueError if gensim is missing or the text is too short.
     """
     require_gensim()
     from gensim.models import FastText
@@ -118,7 +118,7 @@ def train_vectors(sentences: Sequence[Sequence[str]], dim: int, epochs: int, see
 
 
 def vec_text(model, words: Sequence[str]) -> str:
-    """The words' vectors in the `.vec` format; a word the training left out is composed of its n-grams."""
+    """The words' vectors in the `.vec` format; a word without a vector of its own is composed of its n-grams."""
     lines = [f"{len(words)} {model.vector_size}"]
     lines += [f"{word} {' '.join(f'{value:.5f}' for value in model.wv[word])}" for word in words]
     return "\n".join(lines) + "\n"

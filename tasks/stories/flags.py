@@ -40,6 +40,7 @@ class TokenizerSettings(CorpusSettings, MachineSettings):
     )
     vocab_size: int = flag(4096, "pieces (or words) in the vocabulary", type=number(int, 300), metavar="N")
     keep_case: bool = flag(False, "do not lower-case the words of a .json")
+    overwrite: bool = flag(False, "allow replacing a file that ships with the project")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,7 @@ class PretrainSettings(TrainingSettings, NewModelSettings, CorpusSettings, Model
         None, "also write the best model here in bfloat16, with its settings, log and curves beside it",
         metavar="FILE",
     )  # fmt: skip
+    overwrite: bool = flag(False, "allow replacing a file that ships with the project")
 
     def __post_init__(self) -> None:
         """A new model needs a tokenizer, a checkpoint brings its own; raises ValueError."""

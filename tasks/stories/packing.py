@@ -1,4 +1,4 @@
-"""Several documents in one row: no token lost, nearly none wasted, and nothing seen across a boundary unless asked.
+"""Sequence packing: best-fit documents into rows; attention stays within a document unless `crossing`.
 
     python run_llama.py --option pretrain --packing separate --corpus TEXT --tokenizer FILE --save_dir runs/packed
 """
@@ -15,16 +15,16 @@ from tasks.stories.data import StoryBatches, TokenFile
 
 
 def best_fit(lengths: np.ndarray, room: int, random: np.random.Generator) -> list[list[int]]:
-    """Pieces of the given lengths put into rows of `room` tokens: best fit, the longest first, equal ones at random.
+    """Best-fit decreasing bin packing of pieces into rows of `room` tokens; ties are broken at random.
 
-    Returns the numbers of each row's pieces. Raises ValueError for a piece that fits in no row.
+    Returns the indices of each row's pieces. Raises ValueError for a piece that is longer than a row.
     """
     if len(lengths) and lengths.max() > room:
         raise ValueError(f"a piece of {lengths.max()} tokens is longer than a row of {room}")
     order = random.permutation(len(lengths))
     rows: list[list[int]] = []
-    free: dict[int, list[int]] = {}  # room left: rows that have so much of it
-    rooms: list[int] = []  # the keys of `free` in order
+    free: dict[int, list[int]] = {}  # free tokens -> rows with that many
+    rooms: list[int] = []  # the sorted keys of `free`
     for piece in order[np.argsort(-lengths[order], kind="stable")].tolist():
         length = int(lengths[piece])
         place = bisect_left(rooms, length)
@@ -45,10 +45,10 @@ def best_fit(lengths: np.ndarray, room: int, random: np.random.Generator) -> lis
 
 
 class PackedBatches(StoryBatches):
-    """`StoryBatches` whose rows of `max_seq_len` tokens hold several documents, put together once for all epochs.
+    """`StoryBatches` with several documents per row of `max_seq_len` tokens, packed once for all epochs.
 
-    `documents` keeps them apart: each is seen alone and its positions start anew, so that its loss is what it is in a
-    row of its own. With `crossing` a row is one text, in which every document sees those before it.
+    `documents` numbers them, so that attention and positions stay within a document and its loss is the same as in a
+    row of its own. With `crossing` a row is one text: a document also attends to those before it.
     """
 
     def __init__(
@@ -61,25 +61,31 @@ class PackedBatches(StoryBatches):
         self.packed = best_fit(lengths, max_seq_len, np.random.default_rng(seed))
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The numbers of the packed rows of each batch of an epoch, in an order of its own."""
+        """The packed rows of each batch of an epoch, in random order."""
         return self._divided(np.random.default_rng((self.seed, epoch)).permutation(len(self.packed)))
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+        return -(-len(self.packed) // self._rows_per_batch)
+
     def in_order(self) -> list[np.ndarray]:
-        """The same as they were packed, for measuring."""
+        """All packed rows in order, for evaluation."""
         return self._divided(np.arange(len(self.packed)))
 
+    @property
+    def _rows_per_batch(self) -> int:
+        return max(1, self.tokens_per_batch // self.max_seq_len)
+
     def _divided(self, order: np.ndarray) -> list[np.ndarray]:
-        size = max(1, self.tokens_per_batch // self.max_seq_len)
+        size = self._rows_per_batch
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def contents(self, batch: np.ndarray) -> list[np.ndarray]:
-        """For each row of a batch its pieces, as rows of `rows`."""
+        """For each row of a batch, its pieces as rows of `rows`."""
         return [self.rows[self.packed[number]] for number in batch]
 
     def documents(self, batch: np.ndarray) -> Tensor | None:
-        """Which of its row's pieces each token belongs to, counted from 1, (rows, width); 0 is padding.
-
-        None where attention crosses.
+        """Document ids (rows, width): each token's piece within its row, from 1; 0 is padding. None with `crossing`.
         """
         if self.crossing:
             return None

@@ -1,6 +1,6 @@
-"""Pretraining on text: `--option tokenizer` trains a tokenizer, `--option pretrain` a model.
+"""`--option pretrain`: trains a language model on text, from scratch or from a checkpoint.
 
-    python run_llama.py --option pretrain --corpus TEXT --tokenizer models/mine.model --save_dir runs/mine
+    python run_llama.py --option pretrain --corpus TEXT --tokenizer runs/mine.model --save_dir runs/mine
     python run_llama.py --option pretrain --corpus TEXT --pretrained-model-path models/stories.pt --save_dir runs/more
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from config import LlamaConfig
 from engine.io.checkpoint import read_checkpoint, save_checkpoint
-from engine.io.files import atomic_path, check_writable, write_text
-from engine.io.word_tokenizer import SPECIAL, WordTokenizer, word_vocabulary
+from engine.io.files import check_writable, write_text
+from engine.io.word_tokenizer import SPECIAL, WordTokenizer
 from engine.train import distributed, run_log
 from engine.train.losses import cross_entropy, token_nll
 from engine.train.muon import Muon, muon_groups
@@ -31,12 +31,14 @@ from llama import Llama
 from optimizer import AdamW, decay_groups
 from tasks import plots
 from tasks.pretrained import load_model
+from tasks.recipe import recipe_text
 from tasks.settings import shared_fields
+from tasks.shipped import check_not_shipped
 from tasks.stories.data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
 from tasks.stories.fasttext import fill_embeddings
-from tasks.stories.flags import PretrainSettings, TokenizerSettings
+from tasks.stories.flags import PretrainSettings
 from tasks.stories.packing import PackedBatches
-from tokenizer import AnyTokenizer, load_tokenizer, train_tokenizer
+from tokenizer import AnyTokenizer, load_tokenizer
 from utils import check_compiler, compile_methods, set_up
 
 CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta", "hidden_dim")
@@ -46,20 +48,24 @@ TRAINING_FLAGS += ("embeddings", "freeze_embeddings")
 
 
 class StoryWorkload:
-    """Next-token prediction on a corpus, a share of whose documents is held out to choose the best checkpoint."""
+    """Next-token prediction on a corpus; a held-out share of the documents selects the best checkpoint."""
 
     def __init__(self, data: TokenFile, tokenizer: AnyTokenizer, config: LlamaConfig, settings: PretrainSettings):
         training, held_out = split_documents(len(data), settings.held_out, settings.seed)
-        kind = StoryBatches
+        batches: Callable = StoryBatches
         if settings.packing != "off":
-            kind = partial(PackedBatches, crossing=settings.packing == "crossing")
-        self.training = kind(data, training, config.max_seq_len, settings.batch_tokens, settings.seed)
+            batches = partial(PackedBatches, crossing=settings.packing == "crossing")
+        self.training = batches(data, training, config.max_seq_len, settings.batch_tokens, settings.seed)
         self.held_out = StoryBatches(data, held_out, config.max_seq_len, settings.batch_tokens, settings.seed)
         self.validation = _validation(tokenizer, config, settings)
         self.config, self.tokenizer = config, tokenizer
 
+    def batches_per_epoch(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+        return self.training.batches_per_epoch(epoch)
+
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """Batches of documents of like length, or packed, in an order of the epoch's own."""
+        """The epoch's batches, of documents of similar length or packed, in random order."""
         return self.training.epoch(epoch)
 
     def count(self, batch: np.ndarray) -> int:
@@ -72,7 +78,7 @@ class StoryWorkload:
         return cross_entropy(hidden, model.output.weight, targets)
 
     def evaluate(self, model: Llama) -> dict[str, float]:
-        """Loss a token (nats) and perplexity on the held-out documents, and on --valid, which decides nothing."""
+        """Loss per token (nats) and perplexity on the held-out documents, and on --valid, which selects nothing."""
         loss = _mean_loss(model, self.held_out)
         measured = {"held_out_loss": loss, "held_out_perplexity": math.exp(loss), "score": -loss}
         if self.validation is not None:
@@ -81,12 +87,12 @@ class StoryWorkload:
         return measured
 
     def save_best(self, model: Llama, path: Path) -> None:
-        """The model in the project's format, naming its tokenizer."""
+        """Writes the model in the project's format, with its tokenizer's name."""
         save_checkpoint(path, self.config, model.state_dict(), Path(self.tokenizer.model_path))
 
 
 def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Hidden states (targets, dim) and their targets (targets,), of a batch with its rows laid end to end."""
+    """Hidden states (targets, dim) and targets (targets,) of a batch, rows concatenated."""
     tokens, targets = (tensor.to(model.device) for tensor in batches.tensors(batch))
     if (documents := batches.documents(batch)) is not None:
         documents = documents.to(model.device)
@@ -94,7 +100,7 @@ def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor
 
 
 def _mean_loss(model: Llama, batches: StoryBatches) -> float:
-    """Loss a token in nats; each process measures its share of the batches."""
+    """Loss per token in nats; each process measures its share of the batches."""
     total = count = 0.0
     for batch in distributed.share(batches.in_order()):
         hidden, targets = _run(model, batches, batch)
@@ -112,12 +118,12 @@ def _validation(tokenizer: AnyTokenizer, config: LlamaConfig, settings: Pretrain
 
 
 def prepare(settings: PretrainSettings) -> Callable[[], None]:
-    """Checks and loads everything; returns what trains. Raises ValueError or OSError before any work is done."""
+    """Checks and loads everything; returns the work. Raises ValueError or OSError before any work is done."""
     device = set_up(settings.seed, settings.use_gpu, settings.threads)
-    begun = "pretrained_model_path" in settings.given
-    model, tokenizer = _continued_model(settings, device) if begun else _new_model(settings, device)
+    continued = "pretrained_model_path" in settings.given
+    model, tokenizer = _continued_model(settings, device) if continued else _new_model(settings, device)
     if settings.compile and settings.gradient_checkpointing:
-        raise ValueError("--compile and --gradient_checkpointing do not go together")
+        raise ValueError("--compile and --gradient_checkpointing exclude each other")
     if settings.compile:
         check_compiler(device)
         compile_methods(model, "hidden_states")
@@ -127,32 +133,35 @@ def prepare(settings: PretrainSettings) -> Callable[[], None]:
     check_writable(folder / "last.pt")
     if settings.export is not None:
         check_writable(settings.export)
+        check_not_shipped(settings.export, settings.overwrite, "--export")
     if (folder / "last.pt").exists() and not settings.resume:
-        raise ValueError(f"{folder} holds a run already: go on with it by --resume, or name another --save_dir")
+        raise ValueError(f"{folder} holds a run already: continue it with --resume, or name another --save_dir")
     data = tokenise(settings.corpus, tokenizer, folder / "cache")
     workload = StoryWorkload(data, tokenizer, config, settings)
     identity = config.to_dict() | {name: getattr(settings, name) for name in TRAINING_FLAGS} | {"data": data.digest}
     if settings.packing != "off":
         identity["packing"] = settings.packing
-    if begun:
+    if continued:
         identity["pretrained"] = hashlib.sha256(Path(settings.pretrained_model_path).read_bytes()).hexdigest()[:16]
     log = RunLog(folder / "log.jsonl")
     how = TrainSettings(**shared_fields(settings, TrainSettings))
     trainer = Trainer(model, _optimizer(model, settings), workload, how, folder, device, log, identity)
     if settings.resume and trainer.state_path.exists():
         trainer.resume()
+    if distributed.is_first():
+        write_text(folder / "recipe.toml", recipe_text("run_llama.py", "pretrain", settings))
     return lambda: _train(trainer, model, settings)
 
 
 def _new_model(settings: PretrainSettings, device: torch.device) -> tuple[Llama, AnyTokenizer]:
-    """Fresh weights over --tokenizer; embeddings from --embeddings where it is given, and frozen if asked."""
+    """A model with random weights for --tokenizer; embeddings from --embeddings if given, frozen on request."""
     tokenizer = load_tokenizer(settings.tokenizer)
     fields = {name: getattr(settings, name) for name in CONFIG_FLAGS}
     config = LlamaConfig(vocab_size=tokenizer.n_words, tie_embeddings=not settings.untied_output, **fields)
     if settings.freeze_embeddings and not settings.untied_output:
-        raise ValueError("--freeze_embeddings needs --untied_output: a tied output must learn")
+        raise ValueError("--freeze_embeddings needs --untied_output: a tied output must be trained")
     if settings.embeddings is not None and not isinstance(tokenizer, WordTokenizer):
-        raise ValueError(f"--embeddings are of words: {tokenizer.model_path} is no vocabulary of words (.json)")
+        raise ValueError(f"--embeddings needs a vocabulary of words (.json); {tokenizer.model_path} is none")
     model = Llama(config)
     if settings.embeddings is not None:
         missing = fill_embeddings(model.tok_embeddings.weight, tokenizer.words, settings.embeddings, len(SPECIAL))
@@ -163,23 +172,23 @@ def _new_model(settings: PretrainSettings, device: torch.device) -> tuple[Llama,
 
 
 def _continued_model(settings: PretrainSettings, device: torch.device) -> tuple[Llama, AnyTokenizer]:
-    """The model of --pretrained-model-path as it is, but for a --dropout that is given.
+    """The model of --pretrained-model-path, with --dropout if given.
 
-    Raises ValueError for a flag that asks for another shape than the checkpoint has.
+    Raises ValueError for a flag that contradicts the checkpoint's shape.
     """
     if settings.embeddings is not None:
-        raise ValueError("--embeddings are for a new model: --pretrained-model-path brings its own")
+        raise ValueError("--embeddings is for a new model: --pretrained-model-path has its own")
     model, tokenizer, path = load_model(settings, device)
     tokenizer.max_len = None  # documents are not cut: long ones make several rows
     config = model.config
     for name in CONFIG_FLAGS:
         own = config.ffn_dim if name == "hidden_dim" else getattr(config, name)
         if name in settings.given - {"dropout"} and getattr(settings, name) != own:
-            raise ValueError(f"--{name} {getattr(settings, name)}: {path} has {own}, and keeps it")
+            raise ValueError(f"--{name} {getattr(settings, name)}: {path} has {own}")
     if settings.untied_output and config.tie_embeddings:
         raise ValueError(f"--untied_output: the output of {path} is tied to its embedding")
     if settings.freeze_embeddings and config.tie_embeddings:
-        raise ValueError(f"--freeze_embeddings: the output of {path} is tied to its embedding, and must learn")
+        raise ValueError(f"--freeze_embeddings: the output of {path} is tied to its embedding and must be trained")
     if "dropout" in settings.given:
         config.dropout = settings.dropout
         for module in model.modules():
@@ -190,8 +199,8 @@ def _continued_model(settings: PretrainSettings, device: torch.device) -> tuple[
 
 
 def _optimizer(model: Llama, settings: PretrainSettings) -> AdamW:
-    kind, groups = {"adamw": (AdamW, decay_groups), "muon": (Muon, muon_groups)}[settings.optimizer]
-    return kind(
+    optimizer, groups = {"adamw": (AdamW, decay_groups), "muon": (Muon, muon_groups)}[settings.optimizer]
+    return optimizer(
         groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.95), eps=1e-8,
         max_grad_norm=settings.max_grad_norm,
     )
@@ -211,7 +220,7 @@ def _train(trainer: Trainer, model: Llama, settings: PretrainSettings) -> None:
 
 
 def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, settings: PretrainSettings) -> None:
-    """Writes the best model in bfloat16 to `target`; beside it its settings, its log (every tenth step), its curves."""
+    """Writes the best model in bfloat16 to `target`; beside it the settings, a thinned log and the curves."""
     best = read_checkpoint(folder / "best.pt")
     state = {name: tensor.bfloat16() for name, tensor in best.state_dict.items()}
     save_checkpoint(target, best.config, state, tokenizer)
@@ -225,30 +234,3 @@ def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, set
     write_text(target.with_suffix(".jsonl"), "".join(json.dumps(record) + "\n" for record in records))
     plots.training_curves(folder / "log.jsonl", target.with_suffix(".png"))
     print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) with its .json, .jsonl and .png")
-
-
-def prepare_tokenizer(settings: TokenizerSettings) -> Callable[[], None]:
-    """Trains the tokenizer of `--option tokenizer` in memory (a second's work); returns what writes it.
-
-    A name that ends in `.json` asks for a vocabulary of words, any other for a SentencePiece model.
-    """
-    path = check_writable(settings.tokenizer)
-    documents = [document for corpus in settings.corpus for document in read_documents(corpus)]
-    if path.suffix == ".json":
-        model = word_vocabulary(documents, settings.vocab_size, lower=not settings.keep_case).encode("utf-8")
-    else:
-        model = train_tokenizer(documents, settings.vocab_size)
-
-    def work() -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(model)
-        tokenizer = load_tokenizer(path)
-        rows = [tokenizer.encode(document, bos=False, eos=False) for document in documents]
-        pieces = sum(len(ids) for ids in rows)
-        size = sum(len(document.encode("utf-8")) for document in documents)
-        print(f"{tokenizer.n_words} pieces, {size / pieces:.2f} bytes a piece; wrote {path}")
-        if isinstance(tokenizer, WordTokenizer):
-            unknown = sum(ids.count(tokenizer.unk_id) for ids in rows)
-            print(f"{pieces:,} words, of which <unk> {unknown / pieces:.2%}")
-
-    return work

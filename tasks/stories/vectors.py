@@ -18,14 +18,14 @@ from tokenizer import load_tokenizer
 
 
 def prepare(settings: VectorSettings) -> Callable[[], None]:
-    """Checks everything; returns what trains and writes. Raises ValueError or OSError before any work is done."""
+    """Checks everything; returns the work. Raises ValueError or OSError before any work is done."""
     require_gensim()
     path = check_writable(settings.embeddings)
     if path.suffix not in (".vec", ".bin"):
         raise ValueError(f"--embeddings must end in .vec or .bin, not {path.name}")
     tokenizer = load_tokenizer(settings.tokenizer)
     if not isinstance(tokenizer, WordTokenizer):
-        raise ValueError(f"vectors are of words: {settings.tokenizer} is no vocabulary of words (.json)")
+        raise ValueError(f"vectors need a vocabulary of words (.json); {settings.tokenizer} is none")
     documents = [document for corpus in settings.corpus for document in read_documents(corpus)]
 
     def work() -> None:
