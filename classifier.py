@@ -54,6 +54,8 @@ class LlamaZeroShotClassifier(nn.Module):
     Raises ValueError for a wrong number of names, and for sequence scoring with pooling "last_column".
     """
 
+    content_free: Tensor  # (num_labels,): log-probabilities after content-free prompts
+
     def __init__(
         self,
         config: SimpleNamespace,

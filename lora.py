@@ -36,10 +36,10 @@ class LoRALayer(nn.Module):
         out_features, in_features = original_layer.weight.shape
         self.original_layer = original_layer.requires_grad_(False)
         self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
-        like = {"dtype": original_layer.weight.dtype}
-        initial = torch.randn(rank, in_features, generator=generator, **like) * INIT_STD  # CPU: same on all devices
-        self.lora_A = nn.Parameter(initial.to(original_layer.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, rank, device=original_layer.weight.device, **like))
+        dtype, device = original_layer.weight.dtype, original_layer.weight.device
+        initial = torch.randn(rank, in_features, generator=generator, dtype=dtype) * INIT_STD  # on the CPU
+        self.lora_A = nn.Parameter(initial.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, rank, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""

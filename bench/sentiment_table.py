@@ -23,10 +23,9 @@ from pathlib import Path
 
 from bench.tfidf import tfidf_figures
 from engine.io.files import write_text
+from tasks.sentiment.flags import COURSE_BATCH_SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH_SIZES = {"sst": 80, "cfimdb": 10}  # of the course's training commands
-PROMPT_BATCH_SIZE = 10  # of the course's prompting commands; it decides what `--pooling last_column` reads
 OUTPUT = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}
 ZERO_SHOT = {  # row: flags
     "zero-shot, the course's reading": ["--pooling", "last_column"],
@@ -73,12 +72,13 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     """All commands of the table, zero-shot first because it is fast."""
     jobs = []
     for data in args.data:
-        size = str(BATCH_SIZES.get(Path(data).name, 8))
+        sizes = COURSE_BATCH_SIZES.get(Path(data).name, dict.fromkeys(OUTPUT, 8))
         for row, flags in ZERO_SHOT.items():
-            jobs.append(Job(data, row, "prompt", args.seeds[0], ("--batch_size", str(PROMPT_BATCH_SIZE), *flags)))
-        common = ("--batch_size", size, "--epochs", str(args.epochs), "--dtype", args.dtype)
+            jobs.append(Job(data, row, "prompt", args.seeds[0], ("--batch_size", str(sizes["prompt"]), *flags)))
         for row, flags in TRAINED.items():
-            jobs += [Job(data, row, row.split(",")[0], seed, (*common, *flags)) for seed in args.seeds]
+            option = row.split(",")[0]
+            common = ("--batch_size", str(sizes[option]), "--epochs", str(args.epochs), "--dtype", args.dtype)
+            jobs += [Job(data, row, option, seed, (*common, *flags)) for seed in args.seeds]
     chosen = [job for job in jobs if any(part in job.row for part in args.rows)]
     return sorted(chosen, key=lambda job: job.option != "prompt")
 

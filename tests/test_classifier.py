@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier, real_lengths
-from engine.io.checkpoint import CheckpointError, load_plain, save_checkpoint
+from engine.io.checkpoint import CheckpointError, load_plain, save_checkpoint, save_plain
 from llama import Llama, from_checkpoint
 from lora import apply_lora, get_lora_optimizer_params, merge_lora_weights
 from tasks.sentiment.checkpoint import ClassifierInfo, load_adapter, load_classifier, save_adapter, save_classifier
@@ -47,14 +47,14 @@ def rows(tokenizer, suffix: str = "") -> list[list[int]]:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("kind", ["embedding", "course", "sequence"])
+@pytest.mark.parametrize("classifier", ["embedding", "course", "sequence"])
 @torch.no_grad()
-def test_a_sentence_scores_the_same_in_any_batch_and_order(tokenizer, kind, causal):
+def test_scores_do_not_depend_on_the_batch_or_its_order(tokenizer, classifier, causal):
     base = llama(causal=causal)
-    if kind == "embedding":
+    if classifier == "embedding":
         model = LlamaEmbeddingClassifier(config(), base).eval()
     else:
-        model = LlamaZeroShotClassifier(config(), tokenizer, NAMES, base, label_scoring=kind).eval()
+        model = LlamaZeroShotClassifier(config(), tokenizer, NAMES, base, label_scoring=classifier).eval()
     ids = rows(tokenizer)
     alone = torch.cat([model(torch.tensor([row])) for row in ids])
     assert torch.allclose(model(pad(ids, 3)), alone, atol=1e-5)
@@ -65,27 +65,27 @@ def test_a_sentence_scores_the_same_in_any_batch_and_order(tokenizer, kind, caus
 
 
 @torch.no_grad()
-def test_the_last_column_is_the_courses_reading(tokenizer):
+def test_pooling_last_column_reads_the_batchs_last_column_as_the_course_does(tokenizer):
     model = LlamaEmbeddingClassifier(config(pooling="last_column"), llama()).eval()
     padded = pad(rows(tokenizer), 3)
     hidden = model.llama(padded, targets=padded)[1][:, -1]
     expected = (hidden @ model.classifier_head.weight.T + model.classifier_head.bias).log_softmax(dim=-1)
     assert torch.allclose(model(padded), expected, atol=1e-5)
-    assert (model(padded)[3] - model(padded[3:, :4])[0]).abs().max() > 1e-3, "it depends on the batch, as theirs does"
+    assert (model(padded)[3] - model(padded[3:, :4])[0]).abs().max() > 1e-3, "it depends on the batch, as in the course"
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_the_last_layer_at_one_place_is_the_whole_layer_there(tokenizer, causal, dtype):
+def test_the_last_layer_at_one_position_equals_the_full_layer_there(tokenizer, causal, dtype):
     model, ids = llama(causal=causal), pad(rows(tokenizer), 3)
-    places, mask = real_lengths(ids, 3) - 1, ids != 3
+    positions, mask = real_lengths(ids, 3) - 1, ids != 3
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         for padding_mask in (None, mask):
-            whole = model.hidden_states(ids, padding_mask=padding_mask)[torch.arange(4), places]
-            picked = model.hidden_states_at(ids, places, padding_mask)
+            full = model.hidden_states(ids, padding_mask=padding_mask)[torch.arange(4), positions]
+            picked = model.hidden_states_at(ids, positions, padding_mask)
             assert picked.shape == (4, CONFIG.dim)
-            assert torch.allclose(picked, whole, atol=1e-5 if dtype == torch.float32 else 0.1)
+            assert torch.allclose(picked, full, atol=1e-5 if dtype == torch.float32 else 0.1)
 
 
 def test_lengths_end_at_the_last_real_token():
@@ -93,7 +93,7 @@ def test_lengths_end_at_the_last_real_token():
     assert real_lengths(ids, 3).tolist() == [4, 1, 1, 6]
 
 
-def test_log_probabilities_sum_to_one_and_dropout_is_for_training(tokenizer):
+def test_probabilities_sum_to_one_and_dropout_acts_only_in_training(tokenizer):
     model = LlamaEmbeddingClassifier(config(), llama())
     ids = pad(rows(tokenizer), 3)
     assert torch.allclose(model(ids).exp().sum(dim=1), torch.ones(4), atol=1e-6)
@@ -101,38 +101,38 @@ def test_log_probabilities_sum_to_one_and_dropout_is_for_training(tokenizer):
     assert torch.equal(model.eval()(ids), model(ids))
 
 
-def test_the_courses_constructor_reads_the_checkpoint(tmp_path, tokenizer):
+def test_the_courses_constructor_reads_a_checkpoint(tmp_path, tokenizer):
     base = write_tiny_checkpoint(tmp_path / "tiny.pt")
-    named = config(pretrained_model_path=str(tmp_path / "tiny.pt"))
-    model = LlamaEmbeddingClassifier(named)
+    with_path = config(pretrained_model_path=str(tmp_path / "tiny.pt"))
+    model = LlamaEmbeddingClassifier(with_path)
     assert torch.equal(model.llama.norm.weight, base.norm.weight)
     assert model.classifier_head.weight.shape == (3, CONFIG.dim)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    frozen = LlamaEmbeddingClassifier(config(pretrained_model_path=named.pretrained_model_path, option="pretrain"))
+    frozen = LlamaEmbeddingClassifier(config(pretrained_model_path=with_path.pretrained_model_path, option="pretrain"))
     assert [name for name, p in frozen.named_parameters() if p.requires_grad] == [
         "classifier_head.weight", "classifier_head.bias",
     ]  # fmt: skip
-    zero_shot = LlamaZeroShotClassifier(named, tokenizer, NAMES)
+    zero_shot = LlamaZeroShotClassifier(with_path, tokenizer, NAMES)
     assert not any(parameter.requires_grad for parameter in zero_shot.parameters())
     with pytest.raises(ValueError, match="2 label names for 3 labels"):
-        LlamaZeroShotClassifier(named, tokenizer, NAMES[:2])
+        LlamaZeroShotClassifier(with_path, tokenizer, NAMES[:2])
     with pytest.raises(ValueError, match="pooling must be"):
         LlamaEmbeddingClassifier(config(pooling="mean"), llama())
 
 
 @torch.no_grad()
-def test_label_scores_against_spelled_out_sums(tokenizer):
+def test_label_scores_equal_sums_by_hand(tokenizer):
     base = llama()
     labels = [tokenizer.encode(name, bos=False, eos=False) for name in NAMES]
-    assert max(map(len, labels)) > 1, "a label of several pieces is what the two scorings differ in"
+    assert max(map(len, labels)) > 1, "the two scorings differ only for labels of several tokens"
     ids = tokenizer.encode(f"Fine. {prompt_suffix(NAMES)}", bos=True, eos=False)
 
     def log_probs(tokens: list[int]) -> torch.Tensor:
         return base(torch.tensor([tokens]))[0][0, -1].double().log_softmax(dim=0)
 
-    course = [sum(log_probs(ids)[piece].item() for piece in label) for label in labels]
+    course = [sum(log_probs(ids)[token].item() for token in label) for label in labels]
     sequence = [
-        sum(log_probs(ids + label[:place])[piece].item() for place, piece in enumerate(label)) for label in labels
+        sum(log_probs(ids + label[:index])[token].item() for index, token in enumerate(label)) for label in labels
     ]
     for scoring, expected in (("course", course), ("sequence", sequence)):
         model = LlamaZeroShotClassifier(config(), tokenizer, NAMES, base, label_scoring=scoring)
@@ -140,7 +140,7 @@ def test_label_scores_against_spelled_out_sums(tokenizer):
 
 
 @torch.no_grad()
-def test_calibration_makes_nothing_say_nothing(tokenizer):
+def test_calibrated_content_free_prompts_give_equal_probabilities(tokenizer):
     model = LlamaZeroShotClassifier(config(), tokenizer, NAMES, llama(), label_scoring="sequence").eval()
     ids = rows(tokenizer)
     before = model(pad(ids, 3)).double().softmax(dim=1)
@@ -163,7 +163,7 @@ def trained_lora() -> LlamaEmbeddingClassifier:
 
 
 @torch.no_grad()
-def test_classifier_and_adapter_come_back_from_their_files(tmp_path, tokenizer):
+def test_classifier_and_adapter_survive_saving_and_loading(tmp_path, tokenizer):
     model, ids = trained_lora(), pad(rows(tokenizer), 3)
     expected, base = model(ids), llama()
     save_checkpoint(tmp_path / "base.pt", base.config, base.state_dict(), TOKENIZER)
@@ -180,12 +180,12 @@ def test_classifier_and_adapter_come_back_from_their_files(tmp_path, tokenizer):
         assert torch.equal(loaded(ids), model(ids)) and info.label_names == NAMES
         assert info.tokenizer.resolve() == TOKENIZER.resolve()
         assert (info.max_sentence_len, info.dtype, info.batch_size) == (9, "bfloat16", 5)
-    kept = load_plain(tmp_path / "adapter.pt")["model"]
-    assert all("lora_" in name or name.startswith("classifier_head.") for name in kept)
+    state = load_plain(tmp_path / "adapter.pt")["model"]
+    assert all("lora_" in name or name.startswith("classifier_head.") for name in state)
     assert (tmp_path / "adapter.pt").stat().st_size < (tmp_path / "merged.pt").stat().st_size / 10
 
 
-def test_files_that_do_not_fit_are_refused(tmp_path):
+def test_unsuitable_files_are_refused(tmp_path):
     model = trained_lora()
     base = llama(dim=16)
     save_checkpoint(tmp_path / "base.pt", base.config, base.state_dict(), TOKENIZER)
@@ -206,6 +206,10 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     write_tiny_checkpoint(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="another base model"):
         load_classifier(tmp_path / "adapter.pt", tmp_path / "other.pt")
+    older = {name: load_plain(tmp_path / "adapter.pt")[name] for name in ("format", "rank", "alpha", "model")}
+    save_plain(older, tmp_path / "older.pt")
+    with pytest.raises(CheckpointError, match=r"use merged\.pt"):
+        load_classifier(tmp_path / "older.pt")
     (tmp_path / "base.pt").unlink()
     with pytest.raises(FileNotFoundError, match="name it with --pretrained-model-path"):
         load_classifier(tmp_path / "adapter.pt")
@@ -215,7 +219,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 
 @torch.no_grad()
-def test_a_classifiers_backbone_is_the_checkpoints(tmp_path):
+def test_a_classifiers_hidden_states_are_those_of_its_checkpoint(tmp_path):
     from engine.io.checkpoint import read_checkpoint
 
     write_tiny_checkpoint(tmp_path / "tiny.pt")

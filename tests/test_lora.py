@@ -1,4 +1,4 @@
-"""LoRA: what trains, what it starts as, what merging leaves; and peft as an independent oracle."""
+"""LoRA: trained parameters, initial output, merging; peft as an independent oracle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENS = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0)
 
 
 def adapted(rank: int = 4, alpha: float = 2.0, spread: float = 0.3) -> Llama:
-    """A random model with factors that are not at their start."""
+    """A random model whose factors are not at their initial values."""
     torch.manual_seed(0)
     model = apply_lora(Llama(CONFIG), rank, alpha).eval()
     for parameter in get_lora_optimizer_params(model):
@@ -53,7 +53,7 @@ def test_shapes_scale_and_start():
     assert torch.equal(apply_lora(model)(TOKENS, TOKENS)[0], before)
 
 
-def test_factors_alone_are_trained():
+def test_only_factors_are_trained():
     model = adapted(rank=3)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     projections = [f"layers.{n}.attention.compute_{p}" for n in (0, 1) for p in ("query", "key", "value", "output")]
@@ -68,38 +68,38 @@ def test_factors_alone_are_trained():
 def test_all_linear_layers_but_the_output_can_be_adapted():
     model = apply_lora(Llama(CONFIG), rank=3, targets=TARGETS["all"])
     linear = {name for name, module in Llama(CONFIG).named_modules() if isinstance(module, nn.Linear)}
-    adapted_ones = {name for name, module in model.named_modules() if isinstance(module, LoRALayer)}
-    assert adapted_ones == linear - {"output"}
+    adapted_names = {name for name, module in model.named_modules() if isinstance(module, LoRALayer)}
+    assert adapted_names == linear - {"output"}
 
 
 def test_merged_weights_give_the_same_logits():
     model = adapted()
-    apart = model(TOKENS, TOKENS)[0]
+    expected = model(TOKENS, TOKENS)[0]
     merged = merge_lora_weights(copy.deepcopy(model))
     assert not any(isinstance(module, LoRALayer) for module in merged.modules())
     assert set(merged.state_dict()) == set(Llama(CONFIG).state_dict())
-    assert torch.allclose(merged(TOKENS, TOKENS)[0], apart, atol=1e-5)
+    assert torch.allclose(merged(TOKENS, TOKENS)[0], expected, atol=1e-5)
     for parameter in get_lora_optimizer_params(model):
         nn.init.zeros_(parameter)
-    assert (model(TOKENS, TOKENS)[0] - apart).abs().max() > 1e-2, "the factors must matter here"
+    assert (model(TOKENS, TOKENS)[0] - expected).abs().max() > 1e-2, "the factors must matter here"
 
 
-def test_the_generator_decides_the_draw():
-    def drawn(seed: int) -> torch.Tensor:
+def test_the_generator_determines_the_initial_factors():
+    def initial(seed: int) -> torch.Tensor:
         model = apply_lora(Llama(CONFIG), generator=torch.Generator().manual_seed(seed))
         return torch.cat([parameter.detach().flatten() for parameter in get_lora_optimizer_params(model)])
 
-    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(initial(1), initial(1)) and not torch.equal(initial(1), initial(2))
 
 
-def test_what_does_not_fit_is_refused():
+def test_bad_ranks_and_targets_are_refused():
     with pytest.raises(ValueError, match="rank 9"):
         apply_lora(Llama(CONFIG), rank=9)
     with pytest.raises(ValueError, match="no linear layer named nothing"):
         apply_lora(Llama(CONFIG), targets=("nothing",))
 
 
-def test_a_layer_computes_what_pefts_does():
+def test_a_layer_equals_pefts():
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
     base = nn.Sequential(nn.Linear(12, 7, bias=False))

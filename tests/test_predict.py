@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import run_llama
-from engine.io.checkpoint import read_checkpoint
+from engine.io.checkpoint import load_plain, read_checkpoint, save_plain
 from engine.train import run_log
 from tasks.sentiment.checkpoint import load_classifier
 from tests.tiny import ROOT, write_tiny_checkpoint
@@ -139,6 +139,21 @@ def test_unsuitable_checkpoints_are_refused(finetuned, adapted, capsys, tmp_path
     base = ("--pretrained-model-path", tiny)
     assert "is a whole model" in refusal(capsys, "--checkpoint", finetuned / "best.pt", *base, *text)
     assert "the sentence is empty" in refusal(capsys, "--checkpoint", finetuned / "best.pt", "--text", " ")
+
+
+@pytest.mark.parametrize("name", ["finetuned", "adapted"])
+@pytest.mark.parametrize("value", [None, 3, -1, "x", [], {}, [1, 2], float("nan")])
+def test_a_checkpoint_with_a_bad_field_is_refused_in_one_line(request, capsys, tmp_path, name, value):
+    content = load_plain(request.getfixturevalue(name) / "best.pt")
+    content["tokenizer"] = str(ROOT / "models" / "stories.model")
+    if name == "adapted":
+        content["base"] = str(request.getfixturevalue(name).parent.parent / "tiny.pt")
+    acceptable = {("max_sentence_len", None), ("max_sentence_len", 3), ("batch_size", 3), ("pad_id", 3)}
+    for field in content.keys() - {"alpha", "hidden_dropout_prob"}:
+        if (field, str(value)) in {(name, str(fine)) for name, fine in acceptable}:
+            continue
+        save_plain(content | {field: value}, tmp_path / "bad.pt")
+        refusal(capsys, "--checkpoint", tmp_path / "bad.pt", "--text", "x")
 
 
 def test_an_adapter_whose_base_moved_takes_it_by_flag(adapted, capsys, tmp_path):

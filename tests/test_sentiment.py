@@ -1,4 +1,4 @@
-"""The sentiment tasks from the command line: lines, files, refusals, seeds, and a killed run that goes on."""
+"""The sentiment tasks from the command line: printed lines, files, refused input, seeds, and a killed run resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.train import run_log
 from tasks import cli
 from tasks.sentiment import training
 from tasks.sentiment.checkpoint import load_classifier
-from tasks.sentiment.flags import LoraSettings, PromptSettings
+from tasks.sentiment.flags import COURSE_BATCH_SIZES, LoraSettings, PromptSettings
 from tests.tiny import CLOCKS, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 
@@ -106,7 +106,7 @@ def test_zero_shot_has_a_second_scoring_and_calibration(model, capsys):
 
 
 @pytest.mark.parametrize("option", ["finetune", "lora"])
-def test_a_model_learns_and_is_kept(model, capsys, option):
+def test_a_model_learns_and_its_best_state_is_saved(model, capsys, option):
     assert run_llama.main(flags(option, model, "--lr", "5e-3", "--epochs", "4", "--dtype", "bfloat16")) == 0
     shown = capsys.readouterr().out
     start = "LoRA epoch" if option == "lora" else "epoch"
@@ -129,18 +129,18 @@ def test_a_model_learns_and_is_kept(model, capsys, option):
         assert trained_model(ids).argmax().item() == int(written[0][0])
 
 
-def test_the_trained_share_is_said_and_the_adapter_is_small(model, capsys):
+def test_the_share_of_trained_parameters_is_printed_and_the_adapter_holds_only_them(model, capsys):
     assert run_llama.main(flags("lora", model, "--epochs", "1")) == 0
     base = sum(t.numel() for t in load_plain(model)["model"].values())
     factors, head = 2 * 4 * ((32 + 32) * 2 + (32 + 16) * 2), 32 * 2 + 2  # layers * rank * (in + out)
     share = 100 * (factors + head) / (base + factors + head)
-    told = f"training {factors + head:,} of {base + factors + head:,} parameters ({share:.2f} %)"
-    assert told in capsys.readouterr().out
+    expected = f"training {factors + head:,} of {base + factors + head:,} parameters ({share:.2f} %)"
+    assert expected in capsys.readouterr().out
     run = run_folder(model, "lora-reviews-2e-05-1-1337")
     assert sum(t.numel() for t in load_plain(run / "best.pt")["model"].values()) == factors + head
 
 
-def test_placeholder_labels_are_said_and_no_accuracy_claimed(model, capsys, tmp_path):
+def test_placeholder_labels_are_reported_and_no_accuracy_is_claimed(model, capsys, tmp_path):
     test = tmp_path / "reviews-test.txt"
     test.write_text("".join(f"0 ||| {sentence}\n" for _, sentence in predictions(ROOT / "data" / "reviews-test.txt")))
     for option in ("prompt", "finetune"):
@@ -150,7 +150,7 @@ def test_placeholder_labels_are_said_and_no_accuracy_claimed(model, capsys, tmp_
         assert len(predictions(tmp_path / f"reviews-test-{METHODS[option]}-output.txt")) == 50
 
 
-def test_several_seeds_are_summed_up(model, capsys):
+def test_several_seeds_give_mean_and_deviation(model, capsys):
     assert run_llama.main(flags("finetune", model, "--epochs", "1", "--lr", "1e-3", "--seeds", "1", "2", "3")) == 0
     shown = capsys.readouterr().out
     folders = [run_folder(model, f"finetune-reviews-0.001-1-{seed}") for seed in (1, 2, 3)]
@@ -160,7 +160,7 @@ def test_several_seeds_are_summed_up(model, capsys):
     assert "over 3 seeds (1, 2, 3)" in shown
     assert run_llama.main(flags("finetune", model, "--epochs", "1", "--lr", "1e-3", "--seed", "3")) == 0
     alone = json.loads((run_folder(model, "finetune-reviews-0.001-1-3") / "result.json").read_text())
-    assert alone == results[2], "a seed's run must not depend on those before it"
+    assert alone == results[2], "a run must not depend on the seeds before it"
 
 
 @pytest.mark.parametrize(
@@ -196,23 +196,23 @@ def test_a_flag_of_another_option_is_refused_with_its_owners(model, capsys, opti
     assert exit_info.value.code == 2 and reason in error and error.count("\n") == 1
 
 
-def test_a_training_file_without_a_choice_is_refused(model, capsys, tmp_path):
+def test_a_training_file_with_one_label_is_refused(model, capsys, tmp_path):
     (tmp_path / "same.txt").write_text("1 ||| a\n1 ||| b\n")
     assert run_llama.main([*flags("finetune", model), "--train", str(tmp_path / "same.txt")]) == 2
     assert "nothing to learn" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["finetune", "lora"])
-def test_killed_in_the_middle_and_resumed_to_the_same_bits(model, option, tmp_path):
-    """The whole command, ended by SIGKILL at a moment nobody chose."""
+def test_a_killed_run_resumes_to_the_same_bits(model, option, tmp_path):
+    """The command is ended by SIGKILL at a random moment."""
 
     def given(folder: str, *more: str) -> list[str]:
         (tmp_path / folder).mkdir(exist_ok=True)
-        plain = flags(option, model, "--lr", "1e-3", "--epochs", "6", "--save_every", "3", *more)
-        own = ("--dev_out", "--test_out", "--save_dir")
-        return [flag.replace(str(tmp_path), f"{tmp_path}/{folder}") if flag.startswith(own) else flag for flag in plain]
+        words = flags(option, model, "--lr", "1e-3", "--epochs", "6", "--save_every", "3", *more)
+        outputs = ("--dev_out", "--test_out", "--save_dir")
+        return [w.replace(str(tmp_path), f"{tmp_path}/{folder}") if w.startswith(outputs) else w for w in words]
 
-    assert run_llama.main(given("whole")) == 0
+    assert run_llama.main(given("complete")) == 0
     run = f"runs/{option}-reviews-0.001-6-1337-model=tiny"
     state = tmp_path / "killed" / run / "last.pt"
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -224,14 +224,14 @@ def test_killed_in_the_middle_and_resumed_to_the_same_bits(model, option, tmp_pa
     assert 0 < load_plain(state)["progress"]["step"] < 6 * 19
     assert run_llama.main(given("killed", "--resume")) == 0
     for file in ("last.pt", "best.pt"):
-        whole, killed = (load_plain(tmp_path / name / run / file)["model"] for name in ("whole", "killed"))
-        assert whole.keys() == killed.keys()
-        assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
-    logs = [run_log.read(tmp_path / name / run / "log.jsonl") for name in ("whole", "killed")]
+        complete, killed = (load_plain(tmp_path / name / run / file)["model"] for name in ("complete", "killed"))
+        assert complete.keys() == killed.keys()
+        assert all(torch.equal(tensor, killed[name]) for name, tensor in complete.items())
+    logs = [run_log.read(tmp_path / name / run / "log.jsonl") for name in ("complete", "killed")]
     assert [{**r, **CLOCKS} for r in logs[0]] == [{**r, **CLOCKS} for r in logs[1]]
     for split in ("dev", "test"):
         name = f"reviews-{split}-{METHODS[option]}-output.txt"
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+        assert (tmp_path / "complete" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 def test_another_run_is_not_resumed(model, capsys):
@@ -295,7 +295,7 @@ def test_the_shipped_recipes_are_the_rows_of_the_table(path):
     measured = json.loads((ROOT / "docs" / "sentiment_results.json").read_text("utf-8"))
     rows = [row for row in sentiment_table.TRAINED if row.startswith(option) and _has_flags(settings, row)]
     assert len(rows) == 1 and settings.epochs == measured["epochs"]
-    assert settings.batch_size == sentiment_table.BATCH_SIZES[data]
+    assert settings.batch_size == COURSE_BATCH_SIZES[data][option]
     assert Path(settings.pretrained_model_path).name == measured["model"]
     for seed in settings.seeds:
         assert measured["runs"][f"{data} | {rows[0]} | {seed}"]["dtype"] == settings.dtype

@@ -1,4 +1,4 @@
-"""The data reader names what is malformed; batches hold every example once, with little padding, in a seeded order."""
+"""The data reader names malformed lines; batches hold every example once, in a seeded order, with little padding."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def written(tmp_path, text: str | bytes):
 
 def test_lines_are_read_as_the_course_writes_them(tmp_path):
     text = "1 ||| Fine , \u201ctruly\u201d fine \u2014 caf\u00e9 .\n\n   \n0 ||| a ||| b\u0085c \r\n2|||tight\n"
-    found = read_examples(written(tmp_path, text), num_labels=3)
-    assert found.labels == [1, 0, 2]
-    assert found.sentences == ["Fine , \u201ctruly\u201d fine \u2014 caf\u00e9 .", "a ||| b\u0085c", "tight"]
+    examples = read_examples(written(tmp_path, text), num_labels=3)
+    assert examples.labels == [1, 0, 2]
+    assert examples.sentences == ["Fine , \u201ctruly\u201d fine \u2014 caf\u00e9 .", "a ||| b\u0085c", "tight"]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_label(tmp_path):
+def test_a_byte_order_mark_is_dropped(tmp_path):
     assert read_examples(written(tmp_path, b"\xef\xbb\xbf1 ||| x"), 2).labels == [1]
 
 
@@ -84,7 +84,7 @@ def test_a_bad_label_mapping_is_refused(tmp_path, content, reason):
         read_label_names(path)
 
 
-def test_the_question_is_worded_as_in_the_course():
+def test_the_question_is_the_courses():
     assert prompt_suffix(["bad", "good"]) == "Is this movie bad or good? This movie is "
     assert prompt_suffix(["a", "b", "c"]) == "Is this movie a, b, or c? This movie is "
 
@@ -93,13 +93,13 @@ def examples_of(sentences: list[str]) -> Examples:
     return Examples("x", [0] * len(sentences), sentences)
 
 
-def test_sentences_are_cut_and_the_question_stays_whole():
+def test_sentences_are_truncated_and_the_question_is_not():
     tokenizer, question = load_tokenizer(TOKENIZER), prompt_suffix(["bad", "good"])
     short, long = "A fine film.", "A fine film about a very long road. " * 20
-    found = tokenise(examples_of([short, long]), tokenizer, limit=60, suffix=question)
-    assert found.ids[0] == tokenizer.encode(f"{short} {question}", bos=True, eos=False)
-    assert tokenizer.decode(found.ids[1]).endswith(question)
-    assert len(found.ids[1]) == 60 and found.truncated == 1
+    examples = tokenise(examples_of([short, long]), tokenizer, limit=60, suffix=question)
+    assert examples.ids[0] == tokenizer.encode(f"{short} {question}", bos=True, eos=False)
+    assert tokenizer.decode(examples.ids[1]).endswith(question)
+    assert len(examples.ids[1]) == 60 and examples.truncated == 1
     plain = tokenise(examples_of([short, long]), tokenizer, limit=60, max_len=5)
     assert plain.ids[1] == tokenizer.encode(long, bos=True, eos=False)[:6]
     assert all(ids[0] == tokenizer.bos_id and tokenizer.eos_id not in ids for ids in plain.ids)
@@ -107,7 +107,7 @@ def test_sentences_are_cut_and_the_question_stays_whole():
         tokenise(examples_of([short]), tokenizer, limit=10, suffix=question)
 
 
-def test_content_free_prompts_ask_the_question():
+def test_content_free_prompts_end_in_the_question():
     tokenizer, question = load_tokenizer(TOKENIZER), prompt_suffix(["bad", "good"])
     texts = [tokenizer.decode(ids) for ids in content_free_ids(tokenizer, question)]
     assert texts == [f"N/A {question}", question, f"[MASK] {question}"]
@@ -126,7 +126,7 @@ def test_every_example_stands_in_one_batch(lengths, batch_size, epoch):
         assert sorted(len(batch) for batch in cut)[1:] == [batch_size] * (len(cut) - 1)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     lengths = np.random.default_rng(0).integers(5, 60, 400).tolist()
 
     def order(seed: int, epoch: int) -> list[int]:
@@ -137,7 +137,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     first, second = (
         {frozenset(batch.tolist()) for batch in batches_of(lengths, 8, 1).epoch(epoch)} for epoch in (0, 1)
     )
-    assert not first & second, "the same sentences must not meet again in every epoch"
+    assert not first & second, "batches must differ between epochs"
 
 
 def test_little_padding_is_computed():

@@ -28,7 +28,7 @@ SEED, STEPS, RATE = 1337, 20, 1e-3
 
 
 def their_losses(backbone: nn.Module, head: nn.Linear, trained: list[nn.Parameter], rate: float) -> list[float]:
-    """The first losses of a plain loop over the batches the project draws from the seed."""
+    """The first losses of a plain loop over the same batches as the project's."""
     examples = tokenise(read_examples(ROOT / "data" / "reviews-train.txt", 2), load_tokenizer(TOKENIZER), 128)
     batches = SentenceBatches(examples, 8, 3, SEED)
     order = [batch for epoch in (0, 1) for batch in batches.epoch(epoch)]
@@ -41,7 +41,7 @@ def their_losses(backbone: nn.Module, head: nn.Linear, trained: list[nn.Paramete
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        last = torch.stack([hidden[place, len(row) - 1] for place, row in enumerate(rows)])
+        last = torch.stack([hidden[index, len(row) - 1] for index, row in enumerate(rows)])
         loss = F.cross_entropy(head(last), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -57,9 +57,9 @@ def our_losses(folder, base: Llama, option: str) -> list[float]:
     method = {"finetune": "finetuning", "lora": "lora"}[option]
     outs = [f"--{split}_out={folder}/reviews-{split}-{method}-output.txt" for split in ("dev", "test")]
     flags = ["--hidden_dropout_prob", "0", "--epochs", "2", "--lr", str(RATE), "--lora_alpha", "8", "--threads", "1"]
-    places = ["--pretrained-model-path", f"{folder}/base.pt", "--save_dir", f"{folder}/runs"]
+    paths = ["--pretrained-model-path", f"{folder}/base.pt", "--save_dir", f"{folder}/runs"]
     names = ["--label-names", "data/reviews-label-mapping.json"]
-    assert run_llama.main(["--option", option, *data, *outs, *flags, *places, *names]) == 0
+    assert run_llama.main(["--option", option, *data, *outs, *flags, *paths, *names]) == 0
     log = next((folder / "runs").iterdir()) / "log.jsonl"
     return [record["loss"] for record in run_log.read(log) if "loss" in record][:STEPS]
 
@@ -76,28 +76,28 @@ def test_the_first_losses_are_those_of_an_independent_loop(tmp_path, monkeypatch
     backbone = transformers_model(base).model.train()
     ours = our_losses(tmp_path, base, option)
 
-    torch.manual_seed(SEED)  # head and factors as a run with this seed draws them
-    drawn = LlamaEmbeddingClassifier(SimpleNamespace(num_labels=2, hidden_dropout_prob=0.0), base)
-    head = drawn.classifier_head
+    torch.manual_seed(SEED)  # draws head and factors as a run with this seed does
+    initial = LlamaEmbeddingClassifier(SimpleNamespace(num_labels=2, hidden_dropout_prob=0.0), base)
+    head = initial.classifier_head
     if option == "lora":
-        apply_lora(drawn.llama, rank=4, alpha=8.0)
-        backbone = with_peft(backbone, drawn.llama)
+        apply_lora(initial.llama, rank=4, alpha=8.0)
+        backbone = with_peft(backbone, initial.llama)
     trained = [p for p in backbone.parameters() if p.requires_grad] + list(head.parameters())
     untrained = their_losses(backbone, head, trained, rate=0.0)
     theirs = their_losses(backbone, head, trained, RATE)
     assert len(ours) == STEPS
     assert ours == pytest.approx(theirs, abs=1e-4)
-    assert max(abs(a - b) for a, b in zip(theirs, untrained, strict=True)) > 1e-2, "training must tell"
+    assert max(abs(a - b) for a, b in zip(theirs, untrained, strict=True)) > 1e-2, "training must matter"
 
 
-def with_peft(backbone: nn.Module, drawn: Llama) -> nn.Module:
+def with_peft(backbone: nn.Module, adapted: Llama) -> nn.Module:
     peft = pytest.importorskip("peft")
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     model = peft.get_peft_model(backbone, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0))
-    places = {id(layer.attention): f"layers.{n}" for n, layer in enumerate(drawn.layers)}
+    names = {id(layer.attention): f"layers.{n}" for n, layer in enumerate(adapted.layers)}
     with torch.no_grad():
-        for parent, name, layer in lora_layers(drawn):
-            theirs = model.get_submodule(f"base_model.model.{places[id(parent)]}.{RENAMED[f'attention.{name}']}")
+        for parent, name, layer in lora_layers(adapted):
+            theirs = model.get_submodule(f"base_model.model.{names[id(parent)]}.{RENAMED[f'attention.{name}']}")
             theirs.lora_A["default"].weight.copy_(layer.lora_A)
             assert theirs.lora_B["default"].weight.abs().max() == 0.0
     return model

@@ -23,6 +23,7 @@ from engine.io.checkpoint import CLASSIFIER_FORMAT, CheckpointError, load_plain,
 from engine.io.files import check_readable
 from llama import Llama, from_checkpoint
 from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
+from utils import DTYPES
 
 ADAPTER_FORMAT = "min-llama-adapter"
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what reading a bad file's fields raises
@@ -45,10 +46,18 @@ class ClassifierInfo:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], folder: Path) -> ClassifierInfo:
-        """Reads what `to_dict` wrote; older files lack all but label names and tokenizer."""
-        names = ("max_sentence_len", "dtype", "batch_size")
-        newer = {name: content[name] for name in names if name in content}
-        return cls(list(content["label_names"]), folder / content["tokenizer"], **newer)
+        """Reads what `to_dict` wrote; older files lack all but label names and tokenizer. ValueError for bad values."""
+        label_names, optional = content["label_names"], ("max_sentence_len", "dtype", "batch_size")
+        are_names = isinstance(label_names, list) and all(isinstance(name, str) for name in label_names)
+        if not are_names or len(label_names) < 2:
+            raise ValueError("label_names is not a list of two or more names")
+        info = cls(label_names, folder / content["tokenizer"], **{n: content[n] for n in optional if n in content})
+        if info.dtype not in DTYPES:
+            raise ValueError(f"dtype {info.dtype!r} is not one of {', '.join(DTYPES)}")
+        for name, value in (("max_sentence_len", info.max_sentence_len), ("batch_size", info.batch_size)):
+            if not (isinstance(value, int) and value > 0) and (name, value) != ("max_sentence_len", None):
+                raise ValueError(f"{name} is {value!r}, not a positive whole number")
+        return info
 
 
 def save_classifier(path: str | os.PathLike, model: LlamaEmbeddingClassifier, info: ClassifierInfo) -> None:
@@ -70,6 +79,8 @@ def load_classifier(
     """
     content = load_plain(path)
     _check_format(path, content, CLASSIFIER_FORMAT, ADAPTER_FORMAT)
+    if content["format"] == ADAPTER_FORMAT and "base" not in content:
+        raise CheckpointError(f"{path} is an adapter that names no base model: use merged.pt beside it")
     try:
         info = ClassifierInfo.from_dict(content, Path(path).parent)
         if content["format"] == ADAPTER_FORMAT:
@@ -134,16 +145,14 @@ def _load_adapter_state(path: str | os.PathLike, content: dict[str, Any], model:
 
 def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike | None) -> LlamaEmbeddingClassifier:
     """The classifier of an adapter, merged into its base model."""
-    if "base" not in content:
-        raise CheckpointError(f"{path} is an adapter that names no base model: use merged.pt beside it")
-    base = Path(base) if base is not None else path.parent / content["base"]
-    if not base.is_file():
-        raise FileNotFoundError(f"{path} needs its base model {base}: name it with --pretrained-model-path")
-    if _digest(base) != content["base_digest"]:
-        raise CheckpointError(f"{path} was trained on another base model than {base}: name that one with "
+    base_path = Path(base) if base is not None else path.parent / content["base"]
+    if not base_path.is_file():
+        raise FileNotFoundError(f"{path} needs its base model {base_path}: name it with --pretrained-model-path")
+    if _digest(base_path) != content["base_digest"]:
+        raise CheckpointError(f"{path} was trained on another base model than {base_path}: name that one with "
                               "--pretrained-model-path, or use merged.pt")  # fmt: skip
     config = LlamaConfig.from_dict(content["config"])
-    checkpoint = read_checkpoint(base, config.norm_type)
+    checkpoint = read_checkpoint(base_path, config.norm_type)
     checkpoint.config = config
     model = _new_classifier(content, from_checkpoint(checkpoint))
     apply_lora(model.llama, content["rank"], content["alpha"], content["targets"])
@@ -160,6 +169,8 @@ def _description(model: LlamaEmbeddingClassifier) -> dict[str, Any]:
 
 def _new_classifier(content: dict[str, Any], llama: Llama) -> LlamaEmbeddingClassifier:
     fields = {name: content[name] for name in ("hidden_dropout_prob", "pooling", "pad_id")}
+    if not isinstance(fields["pad_id"], int) or fields["pad_id"] < 0:
+        raise ValueError(f"pad_id is {fields['pad_id']!r}, not a token id")
     return LlamaEmbeddingClassifier(SimpleNamespace(num_labels=len(content["label_names"]), **fields), llama)
 
 

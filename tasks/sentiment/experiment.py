@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,14 +24,12 @@ from llama import Llama
 from tasks import provenance
 from tasks.pretrained import load_model
 from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
-from tasks.sentiment.flags import FinetuneSettings, PromptSettings
+from tasks.sentiment.flags import COURSE_BATCH_SIZES, FinetuneSettings, PromptSettings
 from tasks.sentiment.report import predict_labels, report_split, write_predictions
 from tasks.settings import default_of
 from tokenizer import AnyTokenizer
 from utils import DTYPES, autocast, set_up
 
-COURSE_BATCH_SIZES = {"sst": {"prompt": 10, "finetune": 80, "lora": 80}, "cfimdb": dict.fromkeys(
-    ("prompt", "finetune", "lora"), 10)}  # fmt: skip
 NOT_IN_FOLDER_NAME = frozenset(  # already in the name, data and outputs, or without influence on the results
     "seed use_gpu threads train dev test label_names dev_out test_out save_dir seeds lr epochs save_every resume "
     "compile".split()
@@ -128,7 +126,7 @@ def _short(value: object) -> str:
 
 
 def write_results(
-    experiment: Experiment, model: nn.Module, folder: Path, targets: dict[str, str | Path], suffix: str = ""
+    experiment: Experiment, model: nn.Module, folder: Path, targets: Mapping[str, str | Path], suffix: str = ""
 ) -> dict[str, float]:
     """Predicts dev and test, writes predictions, confusion matrices and `result.json`, and prints the figures.
 

@@ -10,6 +10,11 @@ from typing import ClassVar
 
 from tasks.settings import MachineSettings, ModelSettings, TrainingSettings, flag, number, positive, seed_number
 
+COURSE_BATCH_SIZES = {  # data set: option: --batch_size in the course's commands
+    "sst": {"prompt": 10, "finetune": 80, "lora": 80},
+    "cfimdb": {"prompt": 10, "finetune": 10, "lora": 10},
+}
+
 
 def _split_flag(name: str) -> str:
     return flag(f"data/cfimdb-{name}.txt", f"{name} set: lines `label ||| sentence`", metavar="FILE")

@@ -76,6 +76,8 @@ def read_input(settings: PredictSettings, num_labels: int) -> Examples:
         return Examples(Path("--text"), [UNLABELLED] * len(sentences), sentences)
     if settings.input is not None:
         return parse_sentences(read_text(check_readable(settings.input)), Path(settings.input), num_labels)
+    if sys.stdin.isatty():
+        print("reading sentences from standard input, one per line", file=sys.stderr)
     try:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

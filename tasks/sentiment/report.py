@@ -23,6 +23,8 @@ from engine.train import distributed
 from tasks import plots
 from tasks.sentiment.data import Examples, SentenceBatches
 
+Labels = Sequence[int] | np.ndarray
+
 
 def predict_labels(
     model: nn.Module, batches: SentenceBatches, device: torch.device, in_file_order: bool = False
@@ -50,7 +52,7 @@ def scored_batches(
         yield batch, scores
 
 
-def accuracy_and_f1(labels: Sequence[int], predictions: Sequence[int], num_labels: int) -> dict[str, float]:
+def accuracy_and_f1(labels: Sequence[int], predictions: Labels, num_labels: int) -> dict[str, float]:
     """Accuracy and macro-F1: the mean over all labels of the mapping; a label that never occurs counts 0."""
     names = range(num_labels)
     return {
@@ -59,7 +61,7 @@ def accuracy_and_f1(labels: Sequence[int], predictions: Sequence[int], num_label
     }
 
 
-def confusion_counts(labels: Sequence[int], predictions: Sequence[int], num_labels: int) -> list[list[int]]:
+def confusion_counts(labels: Sequence[int], predictions: Labels, num_labels: int) -> list[list[int]]:
     """Counts [true label][predicted label]."""
     return confusion_matrix(labels, predictions, labels=range(num_labels)).tolist()
 

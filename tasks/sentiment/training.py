@@ -137,7 +137,8 @@ def _plan_run(
     changes: dict[str, Any] = {"seed": seed, "seeds": None}
     if not first:
         changes |= {name: str(folder / Path(getattr(settings, name)).name) for name in ("dev_out", "test_out")}
-    run = Run(experiment, dataclasses.replace(settings, **changes), folder, identity | {"seed": seed})
+    own = dataclasses.replace(settings, **changes)
+    run = Run(dataclasses.replace(experiment, settings=own), own, folder, identity | {"seed": seed})
     if settings.resume and (folder / "last.pt").exists():
         read_state(folder / "last.pt", run.identity)
     return run

@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from tasks.sentiment.flags import COURSE_BATCH_SIZES
+
 MB = 1_000_000
 METHODS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}  # option: its name in file names
-BATCHES = {("prompt", "sst"): 10, ("prompt", "cfimdb"): 10}  # the course's; training uses 80 and 10
 DATA_SETS = {"sst": 5, "cfimdb": 2}  # number of labels
 LINES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}  # of the course's data files
 REFERENCES = {  # zero-shot with stories42M at batch 10, last column; CFIMDB's test labels are placeholders
@@ -112,11 +113,10 @@ def outputs(option: str, data: str) -> tuple[str, str]:
 def sentiment_step(option: str, data: str) -> Step:
     """The course's command that classifies a data set, "sst" or "cfimdb"."""
     inputs = (*(f"data/{data}-{split}.txt" for split in ("train", "dev", "test")), f"data/{data}-label-mapping.json")
-    batch = BATCHES.get((option, data), 80 if data == "sst" else 10)
     dev, test = outputs(option, data)
     words = ["run_llama.py", "--option", option]
     words += [] if option == "prompt" else ["--epochs", "5", "--lr", "2e-5"]
-    words += ["--batch_size", str(batch)]
+    words += ["--batch_size", str(COURSE_BATCH_SIZES[data][option])]
     flags = ("--train", "--dev", "--test", "--label-names", "--dev_out", "--test_out")
     words += [word for pair in zip(flags, (*inputs, dev, test), strict=True) for word in pair]
     words += ["--lora_rank", "4", "--lora_alpha", "1.0"] if option == "lora" else []
