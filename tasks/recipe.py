@@ -56,5 +56,5 @@ def recipe_text(program: str, option: str, settings: Settings, without: Sequence
         if name in without or value is None or not (name in settings.given or name == "seed"):
             continue
         spelled = (entry.metadata["names"] or (f"--{name}",))[0].removeprefix("--")
-        lines.append(f"{spelled} = {json.dumps(list(value) if isinstance(value, tuple) else value)}")
+        lines.append(f"{spelled} = {json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"

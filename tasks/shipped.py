@@ -13,7 +13,7 @@ FOLDERS = ("models", "results", "addition_models", "docs", "recipes", "data")
 
 
 def is_shipped(path: str | os.PathLike) -> bool:
-    """True for an existing file in one of the folders that ship beside the code, except what git ignores there."""
+    """True for an existing file in one of the folders that ship beside the code."""
     path = Path(path).resolve()
     return path.is_file() and any(path.is_relative_to(ROOT / name) for name in FOLDERS)
 

@@ -70,7 +70,7 @@ def test_the_dropout_alone_may_change_and_a_run_goes_on_from_the_same_checkpoint
     assert from_checkpoint(read_checkpoint(tmp_path / "run" / "best.pt")).layers[0].attention.dropout.p == 0.25
     write_tiny_checkpoint(tmp_path / "model.pt", LlamaConfig(**FIELDS))
     assert run_llama.main(flags(corpus, model, "--dropout", "0.25", "--resume")) == 2
-    assert "begun with pretrained" in capsys.readouterr().err
+    assert "started with pretrained" in capsys.readouterr().err
 
 
 def test_reviews_are_read_without_their_labels(tmp_path):
@@ -90,7 +90,7 @@ def test_reviews_are_read_without_their_labels(tmp_path):
     ("more", "reason"),
     [
         (["--dim", "64"], "--dim 64: "),
-        (["--max_seq_len", "64"], "has 40, and keeps it"),
+        (["--max_seq_len", "64"], "has 40"),
         (["--position_embedding_type", "alibi"], "has rotary"),
         (["--untied_output"], "is tied"),
         (["--freeze_embeddings"], "must be trained"),

@@ -120,7 +120,7 @@ def test_the_command_measures_and_draws(words, tmp_path, capsys):
     ("more", "reason"),
     [
         ([], "--stories needs --save_dir"),
-        (["--save_dir", "OUT", "--stories", "61"], "not 61"),
+        (["--save_dir", "OUT", "--stories", "61"], "asks for 61"),
         (["--save_dir", "OUT", "--stride", "13"], "more than the model's 12 positions"),
     ],
 )

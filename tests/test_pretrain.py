@@ -52,7 +52,7 @@ def test_a_folder_with_a_run_is_not_overwritten(corpus, tmp_path, capsys):
     assert run_llama.main(flags(corpus, tmp_path / "run")) == 2
     assert "--resume" in capsys.readouterr().err
     assert run_llama.main(flags(corpus, tmp_path / "run", "--resume", "--lr", "0.1")) == 2
-    assert "begun with lr 0.003, not 0.1" in capsys.readouterr().err
+    assert "started with lr 0.003, not 0.1" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_a_run_that_goes_on(corpus, tmp_path, capsys, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_run_is_not_resumed_with_another_vocabulary(corpus, tmp_path, capsys):
     assert run_llama.main(["--option", "tokenizer", "--corpus", str(corpus), "--vocab_size", "330", *other]) == 0
     assert run_llama.main(flags(corpus, tmp_path / "run")) == 0
     assert run_llama.main([*flags(corpus, tmp_path / "run", "--resume"), *other]) == 2
-    assert "begun with vocab_size 4096, not 330" in capsys.readouterr().err
+    assert "started with vocab_size 4096, not 330" in capsys.readouterr().err
 
 
 def test_a_tokenizer_is_trained_with_llamas_ids(corpus, tmp_path):

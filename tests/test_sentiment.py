@@ -239,7 +239,7 @@ def test_another_run_is_not_resumed(model, capsys):
     (model.parent / "reviews-train.txt").write_text("0 ||| dull\n1 ||| lovely\n", encoding="utf-8")
     train = f"--train={model.parent}/reviews-train.txt"
     assert run_llama.main([*flags("finetune", model, "--epochs", "1", "--resume"), train]) == 2
-    assert "begun with train " in capsys.readouterr().err
+    assert "started with train " in capsys.readouterr().err
     assert run_llama.main(flags("finetune", model, "--epochs", "1", "--resume", "--batch_size", "9")) == 0
     assert "nothing to resume in" in capsys.readouterr().out
 
