@@ -25,7 +25,7 @@ class SkipInit(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Calls every function except random initialisations."""
         if func in (nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, Tensor.uniform_):
-            return args[0] if args else kwargs["tensor"]
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 

@@ -32,7 +32,7 @@ class LlamaConfig:
     dropout: float = 0.0
     n_layers: int = 8
     n_heads: int = 8
-    n_kv_heads: int | None = 8
+    n_kv_heads: int = 8  # None: one per query head
     max_seq_len: int = 1024
     layer_norm_eps: float = 1e-5
     multiple_of: int = 32

@@ -124,9 +124,10 @@ class Attention(nn.Module):
             query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=kv_heads < heads
         )
 
-    def project(self, x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of query_x, keys and values of x: each (batch, seqlen, heads · head_dim)."""
-        return self.compute_query(query_x), self.compute_key(x), self.compute_value(x)
+    def project(self, x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x, each (batch, seqlen, heads · head_dim); queries only at `columns` if given."""
+        key, value = self.compute_key(x), self.compute_value(x)
+        return self.compute_query(x if columns is None else at(x, columns)), key, value
 
     def forward(
         self,
@@ -142,7 +143,7 @@ class Attention(nn.Module):
         With `columns` (batch,), only that position of each row is a query, and the result is (batch, 1, dim).
         """
         batch, seqlen, _ = x.shape
-        query, key, value = self.project(x, x if columns is None else at(x, columns))
+        query, key, value = self.project(x, columns)
         query = query.view(batch, -1, self.n_heads, self.head_dim)
         key = key.view(batch, seqlen, self.n_kv_heads, self.head_dim)
         value = value.view(batch, seqlen, self.n_kv_heads, self.head_dim)
@@ -222,6 +223,11 @@ class LlamaLayer(nn.Module):
 
 class Llama(LlamaPreTrainedModel):
     """A decoder-only transformer; `output` shares its weight with `tok_embeddings` unless the config unties them."""
+
+    rope_cos: Tensor  # position tables: buffers, as the config asks for them
+    rope_sin: Tensor
+    sinusoids: Tensor
+    alibi_slopes: Tensor
 
     def __init__(self, config: LlamaConfig):
         super().__init__(config)

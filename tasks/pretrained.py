@@ -6,28 +6,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from engine.io.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
+from tasks.settings import ModelSettings
 from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "stories.pt"
 
 
-class ModelFlags(Protocol):
-    """The settings that choose a model; `given` names the flags on the command line."""
-
-    pretrained_model_path: str
-    tokenizer: str | None
-    norm: str | None
-    max_sentence_len: int | None
-    given: frozenset[str]
-
-
-def load_model(settings: ModelFlags, device: torch.device, mapped: bool = True) -> tuple[Llama, AnyTokenizer, Path]:
+def load_model(settings: ModelSettings, device: torch.device, mapped: bool = True) -> tuple[Llama, AnyTokenizer, Path]:
     """The model in evaluation mode on `device`, its tokenizer, and its path; prints the reader's notes.
 
     `mapped` as in `read_checkpoint`. Raises OSError or ValueError if the checkpoint or tokenizer cannot be read, or the

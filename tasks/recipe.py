@@ -32,7 +32,7 @@ def read_recipe(path: str | os.PathLike, program: str, options: Collection[str])
         raise FileNotFoundError(f"--recipe {path}: no such file (the recipes that ship are in recipes/)") from None
     if content.get("program") != program:
         raise ValueError(f"--recipe {path} is for {content.get('program', 'another program')}, not {program}")
-    option, flags = content.get("option"), content.get("flags", {})
+    option, flags = str(content.get("option")), content.get("flags", {})
     if option not in options or not isinstance(flags, dict):
         raise ValueError(f"--recipe {path} needs an `option` of {program} and a table [flags]")
     return option, [word for name, value in flags.items() for word in _words(name, value)]
@@ -56,5 +56,5 @@ def recipe_text(program: str, option: str, settings: Settings, without: Sequence
         if name in without or value is None or not (name in settings.given or name == "seed"):
             continue
         spelled = (entry.metadata["names"] or (f"--{name}",))[0].removeprefix("--")
-        lines.append(f"{spelled} = {json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}")
+        lines.append(f"{spelled} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"

@@ -36,7 +36,7 @@ def fused_weight(linears: Sequence[nn.Linear]) -> Tensor:
 
 def norm_function(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """The norm in as few operations as possible: (rows, dim) -> (rows, dim)."""
-    weight, eps = norm.weight.detach(), norm.eps
+    weight, eps = norm.weight.detach(), float(norm.eps)
     if hasattr(norm, "bias"):
         shape, bias = weight.shape, norm.bias.detach()
         return lambda x: F.layer_norm(x, shape, weight, bias, eps)
@@ -73,11 +73,11 @@ class FusedProjection:
     def __init__(self, product: Packed, sizes: Sequence[int]):
         self.product, self.sizes = PackedLinear(product), list(sizes)
 
-    def __call__(self, x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (batch, seqlen, dim); queries are computed for query_x, which may be fewer positions."""
+    def __call__(self, x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (batch, seqlen, dim); queries only at one column per row, columns (batch,), if given."""
         query, key, value = self.product(x).split(self.sizes, dim=-1)
-        if query_x is not x:
-            query = self.product(query_x).split(self.sizes, dim=-1)[0]
+        if columns is not None:
+            query = query[torch.arange(len(x)), columns][:, None]
         return query, key, value
 
 

@@ -41,27 +41,33 @@ class Workload(Protocol):
 
     def batches_per_epoch(self, epoch: int) -> int:
         """Number of batches in an epoch, without building them."""
+        ...
 
     def epoch(self, epoch: int) -> Sequence[Any]:
         """The batches of an epoch, in order; they depend only on the epoch, so that a run can resume.
 
         Under torchrun the processes share every batch, which is then an array of examples that can be sliced.
         """
+        ...
 
     def count(self, batch: Any) -> int:
         """Number of targets in a batch, before it is shared among processes."""
+        ...
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss summed over a batch's targets."""
+        ...
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Measures the model on held-out data. The checkpoint with the highest `score` is kept.
 
         A true `done` ends the run: nothing is left to learn. Every process calls this; the first one's result counts.
         """
+        ...
 
     def save_best(self, model: nn.Module, path: Path) -> None:
         """Writes the model as a checkpoint."""
+        ...
 
     # Optional: `tally: dict[str, float]`, counters that `loss` updates. They are saved and restored with a run.
 
