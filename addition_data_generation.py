@@ -21,7 +21,7 @@ def generate_addition_data(n: int, seed: int | None = None, excluded: np.ndarray
 
 
 def _text(n: int, seed: int | None, excluded: np.ndarray | None) -> bytes:
-    seed = int(np.random.SeedSequence().entropy % 2**63) if seed is None else seed
+    seed = int(np.random.default_rng().integers(2**62)) if seed is None else seed
     return problem_text(*sample_problems(n, seed, excluded))
 
 
