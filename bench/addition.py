@@ -22,7 +22,7 @@ from config import LlamaConfig
 from llama import Llama
 from optimizer import AdamW
 from tasks.addition.batched_model import SideBySide
-from tasks.addition.flags import build_parser
+from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import build_trainer, chunk_of
 from tasks.addition.problems import problem_text, sample_problems
 from tasks.addition.testing import CALL, exhaustive
@@ -57,14 +57,12 @@ def _taken(loader: Iterator, count: int) -> list:
 
 def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = BATCH) -> float:
     """Examples a second (of all seeds together) of the trainer's own steps in the fast layout, once compiled."""
-    folder = tempfile.mkdtemp()
-    flags = ["train", "--seeds", str(seeds), "--batch_size", str(batch), "--epochs", "1", "--save_dir", folder]
-    args = build_parser().parse_args(flags)
+    settings = AdderTraining(seeds=seeds, batch_size=batch, epochs=1, save_dir=tempfile.mkdtemp())
     model = SideBySide([Llama(config) for _ in range(seeds)])
     problems = Problems.of(*sample_problems(200_000, 0))
-    workload = AdditionWorkload(model, problems, problems, chunk_of(args), 1, len(problems), seed=0)
+    workload = AdditionWorkload(model, problems, problems, chunk_of(settings), 1, len(problems), seed=0)
     workload.compile_step(model)
-    trainer = build_trainer(model, workload, args, CPU, {})
+    trainer = build_trainer(model, workload, settings, CPU, {})
     batches = workload.epoch(0)[: batch // workload.chunk]
     return timed(lambda: trainer.step(batches), batch * seeds, seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import partialmethod
 
 import pytest
@@ -16,6 +17,7 @@ from config import LlamaConfig
 from engine.io.checkpoint import load_plain, read_checkpoint, save_checkpoint
 from engine.train.run_log import read
 from llama import Llama
+from tasks import cli
 from tasks.addition.plan import TrainingPlan
 from tasks.addition.problems import encode_problems, pair_number, read_problems
 from tests.tiny import ROOT
@@ -138,9 +140,9 @@ def test_capacity_is_never_exceeded(train, tmp_path):
         (["--n_heads", "2", "--n_kv_heads", "3"], "not a multiple"),
         (["--chunk", "30"], "does not divide the batch of 100"),
         (["--plain", "--seeds", "2"], "leave out --seeds"),
-        (["--examples", "90000000", "--epochs", "1"], "see the same ones more often by --epochs"),
+        (["--examples", "90000000", "--epochs", "1"], "repeat them with --epochs"),
         (["--exclude", "none.txt"], "none.txt"),
-        (["--train_file", "data/addition_test.txt"], "holds problems that are excluded"),
+        (["--train_file", "data/addition_test.txt"], "has problems that are excluded"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(train, tmp_path, capsys, flags, complaint):
@@ -277,12 +279,12 @@ def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--trial_examples", "200"], "--trial_examples is that of a trial"),
-        (["--trial_lr", "1e-2"], "--trial_lr is that of a trial"),
-        (["--trial_batch_size", "50"], "--trial_batch_size is that of a trial"),
+        (["--trial_examples", "200"], "--trial_examples belongs to a seed search"),
+        (["--trial_lr", "1e-2"], "--trial_lr belongs to a seed search"),
+        (["--trial_batch_size", "50"], "--trial_batch_size belongs to a seed search"),
         (["--trial_seeds", "3"], "needs --trial_examples"),
-        ([*TRIAL, "--seeds", "3"], "more seeds than the --seeds that go on"),
-        ([*TRIAL, "--capacity", str(6 * 164 * 799)], "the 599 that"),
+        ([*TRIAL, "--seeds", "3"], "more seeds than --seeds continues"),
+        ([*TRIAL, "--capacity", str(6 * 164 * 799)], "allows 599"),
     ],
 )
 def test_a_bad_trial_is_one_line_before_any_work(train, tmp_path, capsys, flags, complaint):
@@ -290,3 +292,45 @@ def test_a_bad_trial_is_one_line_before_any_work(train, tmp_path, capsys, flags,
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and complaint in captured.err
     assert not list(tmp_path.rglob("last.pt"))
+
+
+def test_another_test_is_added_and_replaces_nothing(train, tmp_path):
+    """A shorter test, and one on another file, leave the summary's main result, its predictions and `exhaustive`."""
+    folder = tmp_path / "run"
+    assert train() == 0
+    test = ["test", "--checkpoint", "run/best_model.pth"]
+    assert addition_run.main(test) == 0
+    summary = json.loads((folder / "experiment_summary.json").read_text())
+    (folder / "experiment_summary.json").write_text(json.dumps(summary | {"exhaustive": {"wrong": 5}}))
+    predictions = (folder / "predictions.json").read_bytes()
+    (tmp_path / "other.txt").write_text("1234+5678=6912\n", encoding="ascii")
+    for flags in (["--max_test_examples", "7"], ["--test_file", "other.txt"], []):
+        assert addition_run.main([*test, *flags]) == 0
+    merged = json.loads((folder / "experiment_summary.json").read_text())
+    assert set(merged["results"]) == {"addition_test", "addition_test, first 7", "other"}
+    assert {name: merged[name] for name in summary if name != "results"} | {"exhaustive": {"wrong": 5}} == {
+        name: merged[name] for name in merged if name != "results"
+    }
+    assert (folder / "predictions.json").read_bytes() == predictions
+    assert len(json.loads((folder / "predictions-addition_test-7.json").read_text())) == 7
+    assert len(json.loads((folder / "predictions-other.json").read_text())) == 1
+
+
+def test_a_run_writes_the_recipe_that_repeats_it(train, tmp_path):
+    assert train() == 0
+    first = load_plain(tmp_path / "run" / "last.pt")["model"]
+    assert addition_run.main(["train", "--recipe", "run/recipe.toml", "--save_dir", "again"]) == 0
+    assert all(torch.equal(tensor, first[name]) for name, tensor in load_plain("again/last.pt")["model"].items())
+
+
+def test_the_recipe_of_the_best_adder_is_what_it_was_trained_with():
+    _, settings = cli.parse(addition_run.PROGRAM, ["train", "--recipe", str(ROOT / "recipes" / "best_adder.toml")])
+    folder = ROOT / "addition_models" / "best_model"
+    config, training = (json.loads((folder / f"{name}_config.json").read_text()) for name in ("model", "training"))
+    words = [word for word in shlex.split(training["command"])[2:] if word != "--resume"]
+    _, trained = cli.parse(addition_run.PROGRAM, words)
+    elsewhere = {"save_dir": None, "threads": None, "given": None}
+    assert vars(settings) | elsewhere == vars(trained) | elsewhere
+    assert (settings.dim, settings.head_dim, settings.rope_theta, settings.lr, settings.trial_seeds) == (
+        config["dim"], config["head_size"], config["rope_theta"], training["lr"], training["trial_seeds"],
+    )  # fmt: skip

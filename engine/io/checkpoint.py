@@ -81,14 +81,22 @@ def read_checkpoint(path: str | os.PathLike, norm: str | None = None, mapped: bo
 
 
 def save_checkpoint(
-    path: str | os.PathLike, config: LlamaConfig, state: dict[str, Tensor], tokenizer: Path | None = None
+    path: str | os.PathLike,
+    config: LlamaConfig,
+    state: dict[str, Tensor],
+    tokenizer: Path | None = None,
+    extra: dict | None = None,
 ) -> None:
-    """Writes this project's format, atomically. A tied output is stored once; the tokenizer's path is relative."""
+    """Writes this project's format, atomically. A tied output is stored once; the tokenizer's path is relative.
+
+    `extra` entries (tensors and plain types) are for other programs; `read_checkpoint` ignores them.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if config.tie_embeddings:
         tensors.pop("output.weight", None)
     name = None if tokenizer is None else Path(os.path.relpath(tokenizer, Path(path).parent)).as_posix()
-    save_plain({"format": FORMAT, "config": config.to_dict(), "tokenizer": name, "model": tensors}, path)
+    content = {"format": FORMAT, "config": config.to_dict(), "tokenizer": name, "model": tensors}
+    save_plain(content | (extra or {}), path)
 
 
 def save_plain(content: dict, path: str | os.PathLike) -> None:

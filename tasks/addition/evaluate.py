@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from engine.io.files import check_writable, write_text
 from llama import Llama
-from tasks.addition.flags import AdderTest, AdditionSettings
+from tasks.addition.flags import TEST_FILE, AdderTest, AdditionSettings
 from tasks.addition.plan import device_of
 from tasks.addition.problems import OPERANDS, read_problems
 from tasks.addition.testing import answers, breakdown, exhaustive, is_right, load_adder, parse_prompt
@@ -22,37 +21,81 @@ from tasks.addition.workload import Problems
 from tasks.cli import Work
 
 SHOWN = 20  # wrong answers printed; the summary lists all
+SUMMARY = "experiment_summary.json"
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What a test asks: the problems, and the name under which the summary keeps the result."""
+
+    name: str
+    problems: Problems
+    complete: bool  # the whole of the default test file
+
+    def predictions_file(self, leads: bool) -> str:
+        """`predictions.json` for the leading result; other tests write files of their own."""
+        return "predictions.json" if leads else f"predictions-{self.name.replace(', first ', '-')}.json"
 
 
 def prepare_test(settings: AdderTest) -> Work:
     """Checks checkpoint and problems; returns what tests. Raises ValueError or OSError."""
     device = device_of(settings)
     model, folder = load_adder(settings.checkpoint, device), Path(settings.checkpoint).parent
-    problems = Problems.of(*(numbers[: settings.max_test_examples] for numbers in read_problems(settings.test_file)))
-    for name in ("experiment_summary.json", "predictions.json"):
+    run = _test_set(settings)
+    summary = _read_json(folder / SUMMARY)
+    for name in (SUMMARY, run.predictions_file(_leads(summary, run))):
         check_writable(folder / name)
-    return lambda: _test(model, problems, folder, settings)
+    return lambda: _test(model, run, folder, settings)
 
 
-def _test(model: Llama, problems: Problems, folder: Path, settings: AdderTest) -> None:
-    texts = answers(model, problems, settings.max_gen_len)
+def _test_set(settings: AdderTest) -> TestSet:
+    path, most = Path(settings.test_file), settings.max_test_examples
+    a, b = read_problems(path)
+    cut = most is not None and most < len(a)
+    name = f"{path.stem}, first {most}" if cut else path.stem
+    return TestSet(name, Problems.of(a[:most], b[:most]), path == Path(TEST_FILE) and not cut)
+
+
+def _leads(summary: dict, run: TestSet) -> bool:
+    """Whether the result becomes the summary's main one: the default test in full, or else the first test.
+
+    A shorter test, or one on another file, is added to `results` and replaces nothing.
+    """
+    return run.complete or summary.get("test_file", run.name) == run.name
+
+
+def _test(model: Llama, run: TestSet, folder: Path, settings: AdderTest) -> None:
+    texts = answers(model, run.problems, settings.max_gen_len)
     right = [is_right(text) for text in texts]
-    wrong = [text for text, good in zip(texts, right, strict=True) if not good]
+    wrong = [text for text, correct in zip(texts, right, strict=True) if not correct]
     accuracy = 1 - len(wrong) / len(texts)
     _show_wrong(wrong)
     print(f"Accuracy: {accuracy}\ntest length {len(texts)}")
-    parts = breakdown(problems, right)
-    for name, shares in parts.items():
-        print(f"{name.replace('_', ' ')}: " + "; ".join(f"{value}: {share}" for value, share in shares.items()))
-    config_file = folder / "training_config.json"
-    training = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
-    summary = {"model_config": model.config.to_dict(), "train_config": training}
-    summary |= {"num_params": model.parameter_count(), "accuracy": accuracy, "right_by": parts, "wrong": wrong}
+    shares = breakdown(run.problems, right)
+    for name, counts in shares.items():
+        print(f"{name.replace('_', ' ')}: " + "; ".join(f"{value}: {count}" for value, count in counts.items()))
+    summary = _read_json(folder / SUMMARY)
+    leads = _leads(summary, run)
+    summary |= {
+        "model_config": _read_json(folder / "model_config.json") or model.config.to_dict(),
+        "train_config": _read_json(folder / "training_config.json"),
+        "num_params": model.parameter_count(),
+    }
+    if leads:
+        summary |= {"test_file": run.name, "accuracy": accuracy, "right_by": shares, "wrong": wrong}
+    result = {"problems": len(texts), "accuracy": accuracy, "wrong": len(wrong)}
+    summary["results"] = dict(sorted((summary.get("results", {}) | {run.name: result}).items()))
     if settings.exhaustive:
         summary["exhaustive"] = _exhaustive(model, settings)
-    _write_json(folder / "experiment_summary.json", summary)
-    _write_json(folder / "predictions.json", texts)
-    print(f"wrote {folder / 'experiment_summary.json'} and {folder / 'predictions.json'}")
+    predictions = folder / run.predictions_file(leads)
+    _write_json(folder / SUMMARY, summary)
+    _write_json(predictions, texts)
+    print(f"wrote {folder / SUMMARY} and {predictions}")
+
+
+def _read_json(path: Path) -> dict:
+    """The object in a JSON file; empty if there is no such file."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def _exhaustive(model: Llama, settings: AdderTest) -> dict:
@@ -81,5 +124,4 @@ def prepare(settings: AdditionSettings) -> Work:
         return prepare_test(settings.as_test())
     operands = parse_prompt(settings.prompt)
     model = load_adder(settings.pretrained_model_path, device_of(settings))
-    problem = Problems.of(*torch.tensor([operands]).T.numpy())
-    return lambda: print(answers(model, problem)[0])
+    return lambda: print(answers(model, Problems.of_pairs([operands]))[0])

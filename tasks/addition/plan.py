@@ -1,4 +1,4 @@
-"""From flags to a training run of adders: the model, what the capacity allows, the problems, the trainer.
+"""From settings to a training run of adders: model, number of examples, problems, trainer.
 
     python addition_run.py train --help
 """
@@ -26,10 +26,10 @@ from tasks.addition.workload import AdditionWorkload, Model, Problems
 from tasks.settings import MachineSettings, shared_fields
 from utils import set_up
 
-TEST_FILES = ("data/addition_test.txt", "data/course_addition_test.txt")  # ours, and the course's where setup has it
-CHUNK, CHUNK_OF_SEEDS = 256, 384  # activations of more problems (of all seeds) leave the processor's cache
-WORTH_COMPILING = 500_000  # examples (of all seeds) that repay the minute the compiler takes
-RUN_FLAGS = (
+TEST_FILES = ("data/addition_test.txt", "data/course_addition_test.txt")  # ours, and the course's if setup fetched it
+CHUNK, CHUNK_OF_SEEDS = 256, 384  # problems (over all seeds) whose activations fit in the CPU cache
+WORTH_COMPILING = 500_000  # examples (over all seeds) from which the minute of compilation pays
+RECORDED = (  # settings that training_config.json repeats after the course's fields
     "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
     "stop_when_perfect", "init_std", "nines", "trial_seeds", "trial_examples", "trial_lr", "trial_batch_size",
 )  # fmt: skip
@@ -37,7 +37,7 @@ RUN_FLAGS = (
 
 @dataclass
 class TrainingPlan:
-    """A run that only has to begin; `seeds` are the numbers of the models that it trains side by side."""
+    """A run ready to start; `seeds` are the seeds of the models that are trained in one batch."""
 
     config: LlamaConfig
     parameters: int
@@ -52,14 +52,14 @@ class TrainingPlan:
     trial: TrainingPlan | None = None
 
     def begin(self) -> None:
-        """Clears the log of an earlier run, and compiles the step."""
+        """Deletes the log of an earlier run and compiles the step."""
         if not self.resumed:
             self.trainer.log.path.unlink(missing_ok=True)
         if self.compile_step:
             self.workload.compile_step(self.trainer.model)
 
     def examples_after(self, progress: Progress) -> int:
-        """How many examples a run that stands here has seen."""
+        """Number of examples seen at this point of the run."""
         distinct = len(self.workload.training)
         of_this_epoch = min(progress.place * self.workload.chunk, distinct)
         return min(progress.epoch * distinct + of_this_epoch, self.examples)
@@ -76,9 +76,9 @@ def device_of(settings: MachineSettings) -> torch.device:
 def plan_run(
     settings: AdderTraining, device: torch.device, spent: int = 0, dev: Problems | None = None
 ) -> TrainingPlan:
-    """Checks the flags, draws the problems, builds the model. Raises ValueError or OSError, saying why.
+    """Checks the settings, draws the problems, builds the model and the trainer. Raises ValueError or OSError.
 
-    `spent` examples count towards the capacity as seen before; `dev` are the dev problems, in place of new ones.
+    `spent` examples of an earlier stage count towards the capacity; `dev` replaces the drawn dev problems.
     """
     config = config_of(settings)
     model = build_model(config, settings, device)
@@ -99,20 +99,20 @@ def plan_run(
     resumed = settings.resume and trainer.state_path.exists()
     if resumed:
         trainer.resume()
-    worth = examples * settings.seeds >= WORTH_COMPILING and trainer.progress.epoch < settings.epochs
-    compile_step = worth and not (settings.plain or settings.no_compile)
+    long_enough = examples * settings.seeds >= WORTH_COMPILING and trainer.progress.epoch < settings.epochs
+    compile_step = long_enough and not (settings.plain or settings.no_compile)
     seeds = list(range(settings.seed, settings.seed + settings.seeds))
     return TrainingPlan(config, parameters, examples, workload, trainer, described, files, compile_step, seeds, resumed)
 
 
 def config_of(settings: AdderTraining) -> LlamaConfig:
-    """The course's configuration, with what the flags change."""
+    """The course's configuration with the changes that the settings ask for."""
     shape = shared_fields(settings, LlamaConfig)
     return LlamaConfig(vocab_size=13, max_seq_len=20, multiple_of=32, head_size=settings.head_dim, **shape)
 
 
 def build_model(config: LlamaConfig, settings: AdderTraining, device: torch.device) -> Model:
-    """Fresh models of the seeds, side by side; with `--plain` one shared model as it is."""
+    """Freshly initialised models of all seeds in one batched model; with `--plain` one ordinary `Llama`."""
     if settings.plain and settings.seeds > 1:
         raise ValueError("--plain trains one model: leave out --seeds")
     models = []
@@ -126,15 +126,15 @@ def build_model(config: LlamaConfig, settings: AdderTraining, device: torch.devi
 
 
 def allowed_examples(settings: AdderTraining, parameters: int, spent: int) -> tuple[int, int]:
-    """Distinct training problems (the course's formula, rounded up), and examples seen: never more than allowed.
+    """Distinct training problems (the course's formula, rounded up) and examples seen, within the capacity.
 
-    `spent` of what the capacity allows have been seen before.
+    `spent` examples were seen in an earlier stage.
     """
     most = settings.capacity // (6 * parameters) - spent
     if settings.examples is not None and settings.examples > most:
         raise ValueError(
-            f"--examples {settings.examples:,} of a model with {parameters:,} parameters are more than the {most:,} "
-            f"that a capacity of {settings.capacity:,} allows"
+            f"--examples {settings.examples:,} is too many: a capacity of {settings.capacity:,} allows {most:,} of a "
+            f"model with {parameters:,} parameters"
         )
     seen = settings.examples or most
     if seen < settings.batch_size:
@@ -146,7 +146,7 @@ def allowed_examples(settings: AdderTraining, parameters: int, spent: int) -> tu
 
 
 def chunk_of(settings: AdderTraining) -> int:
-    """Problems a forward pass: as given, else the largest divisor of the batch that the processor's cache takes."""
+    """Problems per forward pass: `--chunk`, or the largest divisor of the batch that fits in the CPU cache."""
     if settings.chunk is not None and settings.batch_size % settings.chunk:
         raise ValueError(f"--chunk {settings.chunk} does not divide the batch of {settings.batch_size}")
     most = min(CHUNK, max(16, CHUNK_OF_SEEDS // settings.seeds))
@@ -156,10 +156,10 @@ def chunk_of(settings: AdderTraining) -> int:
 def draw_problems(
     settings: AdderTraining, distinct: int, dev: Problems | None = None
 ) -> tuple[Problems, Problems, list[tuple[Path, Problems]]]:
-    """Training and dev problems, disjoint from each other and from the excluded, and the files to write them to.
+    """Training and dev problems, disjoint from each other and from the excluded ones, and the files to write.
 
-    A file named on the command line that is there is read, all others are drawn and written. With `dev` these are the
-    dev problems.
+    An existing file that is named on the command line is read; the others are drawn and written. `dev` replaces the dev
+    problems.
     """
     excluded = np.empty(0, dtype=np.int64)
     for path in excluded_files(settings):
@@ -171,7 +171,7 @@ def draw_problems(
             files[name] = read_problems(path)
             numbers = pair_number(*files[name])
             if np.isin(numbers, excluded).any():
-                raise ValueError(f"{path} holds problems that are excluded, for the test or as the other file's")
+                raise ValueError(f"{path} has problems that are excluded (of a test, --exclude or --train_file)")
             excluded = np.union1d(excluded, numbers)
     if dev is not None:
         excluded = np.union1d(excluded, dev.numbers())
@@ -190,7 +190,7 @@ def draw_problems(
 
 
 def excluded_files(settings: AdderTraining) -> list[str]:
-    """Files whose problems are never trained on: the tests that are there, and those that the flags name."""
+    """Files whose problems are never trained on: the existing test files and those of `--exclude`."""
     return [path for path in TEST_FILES if Path(path).exists()] + settings.exclude
 
 
@@ -198,31 +198,30 @@ def _drawn(n: int, seed: int, excluded: np.ndarray) -> tuple[np.ndarray, np.ndar
     try:
         return sample_problems(n, seed, excluded)
     except ValueError as error:
-        raise ValueError(f"{error}: see the same ones more often by --epochs, or fewer by --examples") from None
+        raise ValueError(f"{error}: repeat them with --epochs, or use fewer with --examples") from None
 
 
 def describe(settings: AdderTraining, parameters: int, distinct: int, dev: int, examples: int, spent: int) -> dict:
-    """What `training_config.json` says, the course's fields first."""
+    """The content of `training_config.json`, the course's fields first."""
     described = {"capacity": settings.capacity, "n_epochs": settings.epochs, "batch_size": settings.batch_size}
     described |= {"save_dir": settings.save_dir, "model_parameters": parameters, "train_samples": distinct}
     described |= {"dev_samples": dev, "examples": examples, "capacity_used": 6 * parameters * (examples + spent)}
-    described |= {name: getattr(settings, name) for name in RUN_FLAGS}
+    described |= {name: getattr(settings, name) for name in RECORDED}
     return described | {"excluded": [Path(path).name for path in excluded_files(settings)]}
 
 
 def build_trainer(
     model: Model, workload: AdditionWorkload, settings: AdderTraining, device: torch.device, identity: dict
 ) -> Trainer:
-    """The one trainer; a seed is one vector in the optimizer, its gradient clipped by itself."""
+    """The trainer. Each seed is one vector in the optimizer, and its gradient is clipped separately."""
     optimizer = AdamW(
         model.parameters(), lr=settings.lr, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm, clip_each=not settings.plain,
     )  # fmt: skip
-    how = TrainSettings(
-        **shared_fields(settings, TrainSettings) | {"accumulation": settings.batch_size // workload.chunk}
-    )
+    accumulation = {"accumulation": settings.batch_size // workload.chunk}
+    train_settings = TrainSettings(**shared_fields(settings, TrainSettings) | accumulation)
     folder = Path(settings.save_dir)
     log = RunLog(folder / "log.jsonl")
     return Trainer(
-        model, optimizer, workload, how, folder, device, log, identity, log_every=settings.log_every
+        model, optimizer, workload, train_settings, folder, device, log, identity, log_every=settings.log_every
     )

@@ -1,8 +1,8 @@
-"""Luck put first: many seeds are trained briefly, and only the best of them go on, with a schedule of their own.
+"""Seed search: train many seeds briefly, continue the best (successive halving with one round).
 
-A tiny adder's fate is decided early, and a step that trains one model is far shorter than one that trains sixteen:
-successive halving with a single halving (Jamieson and Talwalkar, 2016). Each seed's trial has its own cosine decay,
-so that what goes on begins again at the peak rate, a warm restart (Loshchilov and Hutter, 2017).
+Early accuracy tells which seeds will succeed, and a step of one model is much cheaper than a step of sixteen (Jamieson
+and Talwalkar, 2016). The search has its own learning-rate schedule, so the continued seeds start again at the peak: a
+warm restart (Loshchilov and Hutter, 2017).
 
     python addition_run.py train --trial_seeds 16 --trial_examples 1536000 --seeds 2
 """
@@ -21,17 +21,17 @@ from tasks.addition.plan import TrainingPlan, plan_run
 
 
 def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan:
-    """A run, with its trial if the flags ask for one; all is checked before anything is trained.
+    """The run, with its seed search if the flags ask for one. Everything is checked before training starts.
 
-    Raises ValueError or OSError, saying why.
+    Raises ValueError or OSError.
     """
     if not settings.trial_seeds:
         for name in ("trial_examples", "trial_lr", "trial_batch_size"):
             if getattr(settings, name) is not None:
-                raise ValueError(f"--{name} is that of a trial: say how many seeds it has by --trial_seeds")
+                raise ValueError(f"--{name} belongs to a seed search: give --trial_seeds as well")
         return plan_run(settings, device)
     if settings.trial_seeds <= settings.seeds or not settings.trial_examples:
-        raise ValueError("a trial of --trial_seeds needs --trial_examples, and more seeds than the --seeds that go on")
+        raise ValueError("--trial_seeds needs --trial_examples, and more seeds than --seeds continues")
     trial = plan_run(search_settings(settings), device)
     plan = plan_run(settings, device, spent=settings.trial_examples, dev=trial.workload.dev)
     plan.trial = trial
@@ -48,23 +48,23 @@ def search_settings(settings: AdderTraining) -> AdderTraining:
     )  # fmt: skip
 
 
-def hold_trial(plan: TrainingPlan) -> dict:
-    """Trains the trial to its end and hands its best seeds' weights to `plan`; returns what became of it.
+def search_seeds(plan: TrainingPlan, trial: TrainingPlan) -> dict:
+    """Trains all seeds of `trial` and copies the weights of the best into `plan`; returns the search's results.
 
-    A resumed run keeps the weights it has.
+    A resumed run keeps its own weights.
     """
-    trial, going_on = plan.trial, len(plan.seeds)
-    print(f"a trial of {len(trial.seeds)} seeds first, {trial.examples:,} examples; the best {going_on} go on")
+    count = len(plan.seeds)
+    print(f"seed search: {len(trial.seeds)} seeds on {trial.examples:,} examples each, then the best {count} continue")
     trial.begin()
     progress = trial.trainer.fit()
     plots.addition_curves(trial.trainer.log.path, trial.trainer.folder / "loss_curve.png")
     last = [record for record in run_log.read(trial.trainer.log.path) if "score" in record][-1]
     losses, accuracies = last["seed_losses"], last["seed_accuracies"]
-    best = sorted(range(len(losses)), key=losses.__getitem__)[:going_on]
-    plan.seeds = [trial.seeds[place] for place in best]
-    print("; ".join(f"seed {trial.seeds[place]} goes on from dev accuracy {accuracies[place]:.4f}" for place in best))
+    best = sorted(range(len(losses)), key=losses.__getitem__)[:count]
+    plan.seeds = [trial.seeds[index] for index in best]
+    print("; ".join(f"seed {trial.seeds[index]} continues from dev accuracy {accuracies[index]:.4f}" for index in best))
     if not plan.resumed:
         with torch.no_grad():
-            for mine, place in zip(plan.trainer.model.seeds, best, strict=True):
-                mine.copy_(trial.trainer.model.seeds[place])
+            for parameters, index in zip(plan.trainer.model.seeds, best, strict=True):
+                parameters.copy_(trial.trainer.model.seeds[index])
     return {"seed_accuracies": accuracies, "went_on": plan.seeds, "minutes": round(progress.seconds / 60, 2)}

@@ -16,13 +16,14 @@ from tasks import plots
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, device_of
 from tasks.addition.problems import problem_text
-from tasks.addition.seed_search import hold_trial, plan_training
+from tasks.addition.seed_search import plan_training, search_seeds
 from tasks.addition.workload import save_seed
 from tasks.cli import Work
+from tasks.recipe import recipe_text
 
 
 def prepare(settings: AdderTraining) -> Work:
-    """Checks everything and draws the problems; returns what trains. Raises ValueError or OSError."""
+    """Checks everything and draws the problems; returns the training. Raises ValueError or OSError."""
     plan = plan_training(settings, device_of(settings))
     return lambda: _train(plan, settings)
 
@@ -38,13 +39,14 @@ def _train(plan: TrainingPlan, settings: AdderTraining) -> None:
         f"{plan.examples:,} examples, {len(plan.workload.training):,} of them distinct; capacity "
         f"{plan.described['capacity_used']:,} of {settings.capacity:,}"
     )
-    of_trial = {"trial": hold_trial(plan)} if plan.trial else {}
+    search = {"trial": search_seeds(plan, plan.trial)} if plan.trial else {}
     plan.begin()
     progress = trainer.fit()
     if settings.seeds > 1:
-        for place, seed in enumerate(plan.seeds):
-            save_seed(trainer.model, place, folder / f"seed_{seed}.pth")
-    result = _result(plan, progress.seconds) | of_trial
+        for index, seed in enumerate(plan.seeds):
+            save_seed(trainer.model, index, folder / f"seed_{seed}.pth", seed)
+    result = _result(plan, progress.seconds) | search
+    write_text(folder / "recipe.toml", recipe_text("addition_run.py", "train", settings))
     _write_json(folder / "model_config.json", plan.config.to_dict())
     _write_json(folder / "training_config.json", plan.described | {"command": _command(), "result": result})
     plots.addition_curves(folder / "log.jsonl", folder / "loss_curve.png")
@@ -52,10 +54,10 @@ def _train(plan: TrainingPlan, settings: AdderTraining) -> None:
 
 
 def _result(plan: TrainingPlan, seconds: float) -> dict:
-    """What became of the run: the best measurement, and every seed at the end."""
-    measured = [record for record in run_log.read(plan.trainer.log.path) if "score" in record]
-    best = max(measured, key=lambda record: record["score"])
-    last = measured[-1]
+    """The run's results: the best evaluation, and every seed at the end."""
+    evaluations = [record for record in run_log.read(plan.trainer.log.path) if "score" in record]
+    best = max(evaluations, key=lambda record: record["score"])
+    last = evaluations[-1]
     return {
         "step": best["step"],
         "dev_loss": best["held_out_loss"],

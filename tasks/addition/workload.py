@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,13 @@ class Problems:
 
     @classmethod
     def of(cls, a: np.ndarray, b: np.ndarray) -> Problems:
-        """From the operands as `addition_problems` gives them."""
+        """From operands as `sample_problems` returns them."""
         return cls(torch.from_numpy(a.astype(np.int16)), torch.from_numpy(b.astype(np.int16)))
+
+    @classmethod
+    def of_pairs(cls, pairs: list[tuple[int, int]]) -> Problems:
+        """From pairs (a, b)."""
+        return cls.of(*np.array(pairs).T)
 
     def __len__(self) -> int:
         return len(self.a)
@@ -183,7 +189,7 @@ class AdditionWorkload:
 
     def save_best(self, model: Model, path: Path) -> None:
         """The best seed's model, as `best_model.pth` in the trainer's folder."""
-        save_seed(model, self.best_seed, path.with_name("best_model.pth"))
+        save_seed(model, self.best_seed, path.with_name("best_model.pth"), self.seed)
 
 
 def travelling(problems: Problems) -> list[Tensor]:
@@ -197,10 +203,23 @@ def travelling(problems: Problems) -> list[Tensor]:
     return [group for group in groups if len(group)]
 
 
-def save_seed(model: Model, seed: int, path: Path) -> None:
-    """Writes one seed's model as an ordinary checkpoint."""
-    state = model.state_of(seed) if isinstance(model, SideBySide) else model.state_dict()
-    save_checkpoint(path, model.config, state)
+def save_seed(model: Model, index: int, path: Path, seed: int) -> None:
+    """Writes the model at `index` as an ordinary checkpoint, with the random states that the course's test reads."""
+    state = model.state_of(index) if isinstance(model, SideBySide) else model.state_dict()
+    save_checkpoint(path, model.config, state, extra=random_states(seed))
+
+
+def random_states(seed: int) -> dict:
+    """States of Python's, NumPy's and torch's generators seeded with `seed`, as plain types and one byte tensor.
+
+    The course's `addition_run.py test` restores them from the checkpoint before it tests.
+    """
+    name, keys, *rest = np.random.RandomState(seed % 2**32).get_state()
+    return {
+        "system_rng": random.Random(seed).getstate(),
+        "numpy_rng": (name, keys.tolist(), *rest),
+        "torch_rng": torch.Generator().manual_seed(seed).get_state(),
+    }
 
 
 def answer_logits(model: Model, a: Tensor, b: Tensor) -> Tensor:

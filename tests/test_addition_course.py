@@ -1,0 +1,87 @@
+"""Adders for the course's own program: the checkpoint it reads, the twelve fields it builds from, and its names."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import addition_run
+from addition_lib import create_datasets
+from config import LlamaConfig
+from engine.io.checkpoint import read_checkpoint
+from llama import Llama
+from tests.tiny import ROOT
+
+MODELS = ROOT / "addition_models"
+FIELDS = """vocab_size dim dropout n_layers n_heads n_kv_heads max_seq_len layer_norm_eps multiple_of hidden_dim
+position_embedding_type use_cache""".split()
+
+
+@pytest.fixture(autouse=True)
+def keep_random_states():
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def course_load(folder) -> Llama:
+    """Stands in for the course's `addition_run.py test`: twelve fields, three random states, non-strict loading."""
+    fields = json.loads((folder / "model_config.json").read_text("utf-8"))
+    model = Llama(LlamaConfig(**{name: fields[name] for name in FIELDS}))
+    checkpoint = torch.load(folder / "best_model.pth", map_location="cpu", weights_only=True)
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint["model"].items()}
+    model.load_state_dict(state, strict=False)
+    random.setstate(checkpoint["system_rng"])
+    np.random.set_state(checkpoint["numpy_rng"])
+    torch.set_rng_state(checkpoint["torch_rng"])
+    assert json.loads((folder / "training_config.json").read_text("utf-8"))["batch_size"] > 0
+    return model.eval()
+
+
+def right(model: Llama, problems: int = 300) -> float:
+    """Share of right answers by the course's greedy loop."""
+    words = (ROOT / "data" / "addition_test.txt").read_text("ascii").split("\n")[:problems]
+    data = create_datasets(ROOT / "data" / "addition_test.txt")
+    rows = torch.stack([torch.cat([torch.zeros(1, dtype=torch.long), data.encode(word[:10])]) for word in words])
+    with torch.no_grad():
+        for _ in range(6):
+            rows = torch.cat([rows, model(rows)[0][:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+    texts = ["".join(data.itos.get(token, "\n") for token in row[11:]).split("\n")[0] for row in rows.tolist()]
+    return sum(word[:10] + text == word for text, word in zip(texts, words, strict=True)) / problems
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in MODELS.glob("*/best_model.pth")), ids=lambda p: p.name)
+def test_every_shipped_checkpoint_has_the_random_states_of_its_seed(folder):
+    course_load(folder)
+    seed = json.loads((folder / "training_config.json").read_text("utf-8"))["seed"]
+    assert random.random() == random.Random(seed).random()
+    assert np.random.random() == np.random.RandomState(seed).random_sample()
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_only_the_models_of_the_twelve_fields_survive_the_courses_loader():
+    assert right(course_load(MODELS / "course_best")) == 1.0
+    assert right(course_load(MODELS / "best_model")) < 0.5  # its theta and its head size are lost
+    assert right(addition_run.load_model(str(MODELS / "best_model" / "best_model.pth"))) == 1.0
+
+
+def test_course_best_is_ablation_24():
+    ours, copied = (read_checkpoint(MODELS / name / "best_model.pth") for name in ("course_best", "ablation_24"))
+    assert all(torch.equal(tensor, copied.state_dict[name]) for name, tensor in ours.state_dict.items())
+
+
+def test_the_starters_names_serve(tmp_path):
+    model = addition_run.load_model(MODELS / "best_model" / "best_model.pth", "cpu")
+    assert addition_run.generate(model, "9355+7217=") == "9355+7217=16572"
+    assert addition_run.check("1000+1000=2000") and not addition_run.check("1000+1000=2001")
+    (tmp_path / "few.txt").write_text("9355+7217=16572\n5611+2247=7858", encoding="ascii")
+    accuracy, texts = addition_run.test_model(model, create_datasets(tmp_path / "few.txt"))
+    assert accuracy == 1.0 and texts == ["9355+7217=16572", "5611+2247=7858"]
+    fresh = addition_run.create_model(model.config)
+    assert addition_run.test_model(fresh, create_datasets(tmp_path / "few.txt"))[0] == 0.0
