@@ -100,14 +100,14 @@ def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch)
 
     def stopping(plan):
         step(plan)
-        inner = plan.trainer._step
+        inner = plan.trainer.step
 
         def failing(batches):
             if plan.trainer.progress.step == 5:
                 raise KeyboardInterrupt
             return inner(batches)
 
-        plan.trainer._step = failing
+        plan.trainer.step = failing
 
     monkeypatch.setattr(TrainingPlan, "begin", stopping)
     assert train(*flags) == 130
@@ -255,14 +255,14 @@ def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatc
 
     def stop_at(plan, of_trial: int, of_run: int):
         begin(plan)
-        step = plan.trainer._step
+        step = plan.trainer.step
 
         def failing(batches):
             if plan.trainer.progress.step == (of_run if plan.trial else of_trial):
                 raise KeyboardInterrupt
             return step(batches)
 
-        plan.trainer._step = failing
+        plan.trainer.step = failing
 
     for places in ((2, -1), (-1, 3)):  # in the trial, then in what follows
         stopping = partialmethod(stop_at, *places)

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import pytest
 
+from tests import leader_board
 from tests.tiny import ROOT
 
 SENTIMENT = json.loads((ROOT / "docs" / "sentiment_results.json").read_text("utf-8"))
@@ -100,3 +101,8 @@ def test_the_shipped_models_figures_are_what_was_measured():
     assert rows["tokens seen"] == f"{trained['result']['tokens']:,} in {trained['result']['steps']:,} steps"
     assert rows["time"].startswith(f"{trained['result']['hours']} hours")
     assert re.search(rf"{trained['config']['dim']} wide, {trained['config']['n_layers']} layers", page)
+
+
+def test_the_leader_boards_are_what_the_models_measured():
+    shown = (ROOT / "addition_models" / "README.md").read_text("utf-8")
+    assert shown == leader_board.page(), "python -m tests.leader_board writes it anew"
