@@ -24,7 +24,7 @@ def test_the_courses_attention_is_the_attention(kv_heads, masked):
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
     )
-    torch.testing.assert_close(finetune._spelled_out_attention(query, key, value, mask), expected)
+    torch.testing.assert_close(finetune._explicit_attention(query, key, value, mask), expected)
 
 
 def run(folder, monkeypatch, capsys, *more: str) -> str:

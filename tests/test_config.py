@@ -42,7 +42,7 @@ def test_unknown_fields_are_named():
     [
         ({"dim": 30}, "dim 30 cannot be split into 8 heads"),
         ({"n_kv_heads": 3}, "n_heads 8 is not a multiple of n_kv_heads 3"),
-        ({"dim": 24, "n_heads": 8}, "head size 3"),
+        ({"dim": 24, "n_heads": 8}, "even head size: 3"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"n_layers": 2.0}, "n_layers"),
         ({"n_heads": True}, "n_heads"),

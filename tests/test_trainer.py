@@ -89,6 +89,7 @@ def test_rates_follow_the_schedule(tmp_path):
 def test_epochs_of_different_lengths_end_with_the_last_step_at_the_floor_and_measured(tmp_path):
     workload = Regression()
     workload.epoch = lambda epoch: list(range(6 - epoch))
+    workload.batches_per_epoch = lambda epoch: 6 - epoch
     trainer = trainer_of(tmp_path, workload, schedule="linear", evaluate_every=7)
     trainer.fit()
     assert trainer.total_steps == trainer.progress.step == 15
@@ -108,14 +109,14 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at, dtype):
     whole = trainer_of(tmp_path / "whole", **options)
     whole.fit()
     broken = trainer_of(tmp_path / "broken", **options)
-    step = broken._step
+    step = broken.step
 
     def failing(batches):
         if broken.progress.step == stop_at:
             raise StopError
         return step(batches)
 
-    broken._step = failing
+    broken.step = failing
     with pytest.raises(StopError):
         broken.fit()
     resumed = trainer_of(tmp_path / "broken", **options)
@@ -199,9 +200,9 @@ def test_a_sparse_log_changes_nothing_else(tmp_path):
 
 def test_another_run_is_not_resumed(tmp_path):
     trainer_of(tmp_path, identity={"data": "abc"}).fit()
-    with pytest.raises(CheckpointError, match="begun with data abc, not xyz"):
+    with pytest.raises(CheckpointError, match="started with data abc, not xyz"):
         trainer_of(tmp_path, identity={"data": "xyz"}).resume()
-    with pytest.raises(CheckpointError, match="begun with epochs 3, not 4"):
+    with pytest.raises(CheckpointError, match="started with epochs 3, not 4"):
         trainer_of(tmp_path, identity={"data": "abc"}, epochs=4).resume()
 
 

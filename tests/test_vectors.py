@@ -80,7 +80,7 @@ def test_rows_are_filled_and_their_size_kept(tmp_path):
     assert weight[[1, 3]].square().mean().item() == pytest.approx(before[[1, 3]].square().mean().item(), rel=1e-5)
     with pytest.raises(ValueError, match="width 4, but the model is 6 wide"):
         fill_embeddings(torch.zeros(2, 6), ["ball", "kite"], tmp_path / "a.vec", 0)
-    with pytest.raises(ValueError, match="knows none of the 1 words"):
+    with pytest.raises(ValueError, match="contains none of the 1 words"):
         fill_embeddings(torch.zeros(1, 4), ["zebra"], tmp_path / "a.vec", 0)
 
 

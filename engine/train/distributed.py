@@ -40,7 +40,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def prepare_collective(prepare: Callable[[], Callable[[], None]], use_gpu: bool) -> Callable[[], None]:
+def prepare_together(prepare: Callable[[], Callable[[], None]], use_gpu: bool) -> Callable[[], None]:
     """Joins the process group, calls `prepare` in every process, and returns the work if all are ready.
 
     Rank 0 prepares first, so that the others find its files; their output is silenced. An error in one process
