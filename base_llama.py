@@ -1,4 +1,4 @@
-"""What every model here shares: its configuration, how fresh weights are drawn, and where they live.
+"""The base class of the model: its configuration, initialisation of weights, device and dtype.
 
 `llama.Llama` derives from `LlamaPreTrainedModel`.
 """
@@ -16,14 +16,14 @@ from config import LlamaConfig
 RESIDUAL_PROJECTIONS = ("compute_output.weight", "w2.weight")
 
 
-class Undrawn(TorchFunctionMode):
-    """Within it weights are left as they are where they would be drawn: for a model whose weights come from a file.
+class SkipInit(TorchFunctionMode):
+    """Context manager that skips random initialisation (the weights are loaded next).
 
-    On torch's meta device a draw from a normal distribution would import the compiler: a second, and 70 MB.
+    On torch's meta device a draw from a normal distribution would import the compiler, which takes a second and 70 MB.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Calls anything but the draws that modules make of their own accord."""
+        """Calls every function except random initialisations."""
         if func in (nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
@@ -37,9 +37,9 @@ class LlamaPreTrainedModel(nn.Module):
         self.config = config
 
     def init_weights(self, std: float = 0.02) -> None:
-        """Draws matrices from N(0, std²); the projections that feed the residual stream from N(0, std²/(2·layers)).
+        """Draws matrices from N(0, std²), and the projections into the residual stream from N(0, std²/(2·n_layers)).
 
-        The sum of 2·n_layers residual branches then has the variance of one. Norms keep their ones and zeros.
+        The sum of the 2·n_layers residual branches then has the variance of one branch. Norms keep ones and zeros.
         """
         residual_std = std / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
@@ -48,14 +48,14 @@ class LlamaPreTrainedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' type."""
+        """The weights' dtype."""
         return next(self.parameters()).dtype
 
     def parameter_count(self) -> int:
-        """Number of parameters, a tied one counted once."""
+        """Number of parameters; a tied one counts once."""
         return sum(parameter.numel() for parameter in self.parameters())

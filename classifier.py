@@ -1,4 +1,4 @@
-"""Llama as a classifier of sentences: zero-shot by asking it, or trained with a head on its last hidden state.
+"""Llama as a sentence classifier: zero-shot with a prompt, or with a trained head on the last hidden state.
 
     python run_llama.py --option finetune --train data/reviews-train.txt --dev data/reviews-dev.txt \\
         --test data/reviews-test.txt --label-names data/reviews-label-mapping.json \\
@@ -18,17 +18,17 @@ from llama import Llama, load_pretrained
 from tokenizer import AnyTokenizer
 from utils import pad
 
-PAD_ID = 3  # the piece of the zero byte, in the Llama 2 tokenizer and in this project's
+PAD_ID = 3  # the token of the zero byte, in the Llama 2 tokenizer and in the shipped one
 POOLINGS = ("last_token", "last_column")
 LABEL_SCORINGS = ("course", "sequence")
 
 
 def last_hidden_state(llama: Llama, input_ids: Tensor, pad_id: int, pooling: str = "last_token") -> Tensor:
-    """The hidden state (batch, dim) each row of input_ids (batch, seqlen), padded right, is judged by.
+    """The hidden state (batch, dim) that represents each row of input_ids (batch, seqlen), padded on the right.
 
-    "last_token": that of the last real token, so that a row is independent of the batch it stands in. The causal
-    mask hides the padding, which comes later; a model without it gets a padding mask. "last_column": that of the
-    batch's last column, padding read as if it were text, as in the course.
+    "last_token": the state of the last real token, so that a row does not depend on its batch. The causal mask hides
+    the padding after it; a model without a causal mask gets a padding mask. "last_column": the state at the batch's
+    last column, which reads padding as text, as the course's code does.
     """
     if pooling == "last_column":
         return llama.hidden_states_at(input_ids, torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1))
@@ -40,18 +40,18 @@ def last_hidden_state(llama: Llama, input_ids: Tensor, pad_id: int, pooling: str
 
 
 def real_lengths(input_ids: Tensor, pad_id: int) -> Tensor:
-    """How many ids (batch,) of each row come before its padding; at least one."""
-    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    return torch.where(input_ids != pad_id, places, 1).amax(dim=1)
+    """Length (batch,) of each row without its padding; at least 1."""
+    lengths = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    return torch.where(input_ids != pad_id, lengths, 1).amax(dim=1)
 
 
 class LlamaZeroShotClassifier(nn.Module):
-    """Scores each label by the log-probability the language model gives it after the prompt; nothing is trained.
+    """Scores each label name by its log-probability after the prompt; nothing is trained.
 
-    `config` has `num_labels` and `pretrained_model_path`, as in the course, and may have `norm` and `pooling`; `llama`
-    takes the place of the path. Label scoring "course" sums the log-probabilities of all the label's pieces at the
-    one position after the prompt; "sequence" scores the pieces in turn, each after those before it.
-    Raises ValueError where the names are not as many as the labels, or the pieces' places would be padding.
+    `config` has `num_labels` and `pretrained_model_path`, as in the course, and may have `norm` and `pooling`; a given
+    `llama` is used instead of the path. Label scoring "course" sums the log-probabilities of all tokens of a label at
+    the position after the prompt; "sequence" conditions each token on the ones before it.
+    Raises ValueError for a wrong number of names, and for sequence scoring with pooling "last_column".
     """
 
     def __init__(
@@ -70,33 +70,33 @@ class LlamaZeroShotClassifier(nn.Module):
         self.num_labels, self.tokenizer, self.label_scoring = config.num_labels, tokenizer, label_scoring
         self.pooling, self.pad_id = _pooling(config), tokenizer.pad_id
         if label_scoring == "sequence" and self.pooling == "last_column":
-            raise ValueError("pooling last_column reads padding: pieces scored in turn have no place behind it")
+            raise ValueError("`--pooling last_column` cannot be combined with `--label_scoring sequence`")
         self.llama = (_load(config) if llama is None else llama).requires_grad_(False)
         self.label_name_ids = [tokenizer.encode(label, bos=False, eos=False) for label in label_names]
         self.register_buffer("content_free", torch.zeros(self.num_labels, device=self.llama.device), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Scores (batch, num_labels) of prompts input_ids (batch, seqlen), padded right: the higher, the likelier.
+        """Log-probabilities (batch, num_labels) of prompts input_ids (batch, seqlen), padded on the right.
 
-        They are log-probabilities, less what `calibrate` found.
+        After `calibrate`, the log-probabilities after content-free prompts are subtracted.
         """
         after_prompt = self._log_probs(last_hidden_state(self.llama, input_ids, self.pad_id, self.pooling))
         if self.label_scoring == "course":
             scores = [after_prompt[:, ids].sum(dim=1) for ids in self.label_name_ids]
         else:
-            scores = [after_prompt[:, ids[0]] + self._continued(input_ids, ids) for ids in self.label_name_ids]
+            scores = [after_prompt[:, ids[0]] + self._later_tokens(input_ids, ids) for ids in self.label_name_ids]
         return torch.stack(scores, dim=1) - self.content_free
 
     @torch.no_grad()
     def calibrate(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Contextual calibration (Zhao et al. 2021, section 5): divides by what the model says of nothing.
+        """Contextual calibration (Zhao et al. 2021, section 5): divides by the probabilities p̂ without content.
 
-        `prompts` are the ids of content-free prompts. With p̂ the mean over them of the labels' probabilities,
-        normalised, scores become log(p / p̂), which is W = diag(p̂)⁻¹ and b = 0. Returns p̂ (num_labels,).
+        `prompts` are the ids of content-free prompts, and p̂ is the mean of the normalised label probabilities after
+        them. Scores become log(p / p̂), which is W = diag(p̂)⁻¹ and b = 0. Returns p̂ (num_labels,).
         """
         self.content_free.zero_()
-        rows = [self(torch.tensor([list(ids)], device=self.llama.device))[0].softmax(dim=0) for ids in prompts]
-        mean = torch.stack(rows).mean(dim=0)
+        shares = [self(torch.tensor([list(ids)], device=self.llama.device))[0].softmax(dim=0) for ids in prompts]
+        mean = torch.stack(shares).mean(dim=0)
         self.content_free.copy_(mean.log())
         return mean
 
@@ -104,27 +104,27 @@ class LlamaZeroShotClassifier(nn.Module):
         """(..., dim) -> (..., vocab_size)."""
         return self.llama.output(hidden).log_softmax(dim=-1)
 
-    def _continued(self, input_ids: Tensor, label_ids: list[int]) -> Tensor:
-        """Summed log-probabilities (batch,) of a label's second and later pieces, each after those before it."""
+    def _later_tokens(self, input_ids: Tensor, label_ids: list[int]) -> Tensor:
+        """Summed log-probabilities (batch,) of a label's second and later tokens, each given the ones before it."""
         if len(label_ids) == 1:
             return input_ids.new_zeros(len(input_ids), dtype=torch.float32)
         lengths = real_lengths(input_ids, self.pad_id).tolist()
         total = torch.zeros(len(input_ids), device=input_ids.device)
-        for place in range(1, len(label_ids)):
+        for index in range(1, len(label_ids)):
             rows = [
-                ids[:length] + label_ids[:place] for ids, length in zip(input_ids.tolist(), lengths, strict=True)
+                ids[:length] + label_ids[:index] for ids, length in zip(input_ids.tolist(), lengths, strict=True)
             ]
             longer = pad(rows, self.pad_id).to(input_ids.device)
-            total += self._log_probs(last_hidden_state(self.llama, longer, self.pad_id))[:, label_ids[place]]
+            total += self._log_probs(last_hidden_state(self.llama, longer, self.pad_id))[:, label_ids[index]]
         return total
 
 
 class LlamaEmbeddingClassifier(nn.Module):
-    """The hidden state after the last token → dropout → linear head → log-softmax. No vocabulary logits are computed.
+    """Last token's hidden state → dropout → linear head → log-softmax. No vocabulary logits are computed.
 
     `config` has the course's `pretrained_model_path`, `num_labels`, `hidden_dropout_prob` and `option` ("pretrain"
-    freezes the backbone, any other trains it), and may have `norm`, `pooling` and `pad_id`; `llama` takes the place
-    of the path. Draws the head from torch's global generator, as `nn.Linear` does.
+    freezes the backbone, any other value trains it), and may have `norm`, `pooling` and `pad_id`; a given `llama` is
+    used instead of the path. The head is drawn from torch's global generator, as `nn.Linear` does.
     """
 
     def __init__(self, config: SimpleNamespace, llama: Llama | None = None):
@@ -137,7 +137,7 @@ class LlamaEmbeddingClassifier(nn.Module):
         self.classifier_head = nn.Linear(self.llama.config.dim, self.num_labels)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Log-probabilities (batch, num_labels) of input_ids (batch, seqlen), padded right by `pad_id`."""
+        """Log-probabilities (batch, num_labels) of input_ids (batch, seqlen), padded on the right with `pad_id`."""
         hidden = last_hidden_state(self.llama, input_ids, self.pad_id, self.pooling)
         return F.log_softmax(self.classifier_head(self.dropout(hidden)), dim=-1)
 

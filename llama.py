@@ -1,8 +1,8 @@
-"""The one Llama: embeddings, layers of attention and feed-forward around a residual stream, a tied output.
+"""The one Llama: embeddings, layers of attention and feed-forward around a residual stream, and a tied output.
 
-Read in this order: `norms.LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
+Read it from top to bottom: `LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
 Sources: Touvron et al. 2023 (Llama), Ainslie et al. 2023 (grouped-query attention), Shazeer 2020 (SwiGLU). Fields of
-the config turn it into other decoders: Vaswani et al. 2017 (sinusoids, ReLU, norm behind), Press et al. 2022 (ALiBi).
+the config select other decoders: Vaswani et al. 2017 (sinusoids, ReLU, post-norm), Press et al. 2022 (ALiBi).
 
     python sanity_check.py
 """
@@ -10,34 +10,57 @@ the config turn it into other decoders: Vaswani et al. 2017 (sinusoids, ReLU, no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base_llama import LlamaPreTrainedModel, Undrawn
+from base_llama import LlamaPreTrainedModel, SkipInit
 from config import LlamaConfig
-from engine.decode import loop as decoding
+from engine.decode import loop
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import Checkpoint, read_checkpoint
 from engine.model.gradient_checkpointing import run_recomputed
 from engine.model.kv_cache import KVCache
-from engine.model.masks import attention_mask, counted, mask_at
-from engine.model.norms import LayerNorm, RMSNorm
+from engine.model.masks import attention_mask, document_positions, mask_rows, padded_positions
+from engine.model.norms import RMSNorm
 from engine.model.positions import alibi_slopes, sinusoids
 from rope import rotate, rotation_table
 
 Rotation = tuple[Tensor, Tensor]
 Positions = slice | Tensor
-NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Attention in two matrix products and a softmax; arguments as in `Attention.compute_query_key_value_scores`.
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) over the last dimension, in float32 or wider, with gain and bias."""
 
-    Query heads that share a key become rows of one product, so that no key is copied.
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """(x − mean) / √(variance + eps), with the biased variance; the oracle of `forward`."""
+        mean = x.mean(dim=-1, keepdim=True)
+        variance = x.var(dim=-1, keepdim=True, unbiased=False)
+        return (x - mean) * torch.rsqrt(variance + self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x (..., dim) with torch's fused kernel; returns x's dtype."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(x.to(wide), weight.shape, weight, bias, self.eps).type_as(x)
+
+
+NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention as two matrix products and a softmax; arguments as in `Attention.compute_query_key_value_scores`.
+
+    Query heads that share a key become rows of one product, so no key is copied.
     """
     batch, heads, seqlen, head_dim = query.shape
     kv_heads, keys = key.shape[1:3]
@@ -54,13 +77,13 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, head_dim)).view(batch, heads, seqlen, head_dim)
 
 
-def at(x: Tensor, places: Tensor) -> Tensor:
-    """x (batch, seqlen, ...) at the position each row names in `places` (batch,): (batch, 1, ...)."""
-    return x[torch.arange(len(x), device=x.device), places][:, None]
+def at(x: Tensor, columns: Tensor) -> Tensor:
+    """x (batch, seqlen, ...) at one column per row, columns (batch,): (batch, 1, ...)."""
+    return x[torch.arange(len(x), device=x.device), columns][:, None]
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention, with rotary positions where the config asks for them."""
+    """Grouped-query self-attention, with rotary positions if the config says so."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -80,26 +103,30 @@ class Attention(nn.Module):
         """softmax(query·keyᵀ / √head_dim + mask) · value, causal if the config says so (Vaswani et al. 2017, eq. 1).
 
         query is (batch, n_heads, seqlen, head_dim); key and value are (batch, n_kv_heads or n_heads, keys, head_dim),
-        each serving n_heads / n_kv_heads query heads in turn. `mask`, broadcastable to (batch, n_heads, seqlen, keys),
-        says what may be seen (boolean) or what is added to the scores, and then replaces the causal one.
+        each shared by n_heads / n_kv_heads consecutive query heads. `mask`, broadcastable to
+        (batch, n_heads, seqlen, keys), is boolean (True: attend) or added to the scores, and replaces the causal one.
         Returns (batch, n_heads, seqlen, head_dim).
         """
         batch, heads, seqlen, head_dim = query.shape
         kv_heads = key.shape[1]
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
-        if seqlen == 1 and kv_heads < heads:  # one position: its grouped heads become rows, so no key is copied
+        if seqlen == 1 and kv_heads < heads:  # one position: grouped heads become rows, no key is copied
             folded = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
             if mask is not None and mask.shape[1] > 1:
                 mask = mask.reshape(len(mask), kv_heads, heads // kv_heads, -1)
             attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
             return attended.reshape(batch, heads, 1, head_dim)
-        causal = False if seqlen == 1 else self.causal and mask is None  # a branch: lengths may be symbols
-        if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # twice as fast there as torch's fused kernel
+        causal = False if seqlen == 1 else self.causal and mask is None  # seqlen is symbolic under torch.compile
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # twice as fast as the fused kernel
             return plain_attention(query, key, value, mask, causal)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=kv_heads < heads
         )
+
+    def project(self, x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of query_x, keys and values of x: each (batch, seqlen, heads · head_dim)."""
+        return self.compute_query(query_x), self.compute_key(x), self.compute_value(x)
 
     def forward(
         self,
@@ -108,23 +135,23 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         layer_id: int = 0,
-        places: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """Attends over x (batch, seqlen, dim) and, if given, over the tokens in the cache; returns x's shape.
+        """Attends over x (batch, seqlen, dim) and the cached tokens, if any; returns x's shape.
 
-        With `places` (batch,), only that position of each row asks, and the result is (batch, 1, dim).
+        With `columns` (batch,), only that position of each row is a query, and the result is (batch, 1, dim).
         """
         batch, seqlen, _ = x.shape
-        key = self.compute_key(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
-        value = self.compute_value(x).view(batch, seqlen, self.n_kv_heads, self.head_dim)
+        query, key, value = self.project(x, x if columns is None else at(x, columns))
+        query = query.view(batch, -1, self.n_heads, self.head_dim)
+        key = key.view(batch, seqlen, self.n_kv_heads, self.head_dim)
+        value = value.view(batch, seqlen, self.n_kv_heads, self.head_dim)
         if self.rotary:
             cos, sin = rotation if rotation is not None else self._rotation_from_start(seqlen, x.device)
             key = rotate(key, cos, sin)
-            if places is not None:
-                cos, sin = (at(part.expand(batch, *part.shape[-3:]), places) for part in (cos, sin))
-        asking = x if places is None else at(x, places)
-        query = self.compute_query(asking).view(batch, -1, self.n_heads, self.head_dim)
-        query = rotate(query, cos, sin) if self.rotary else query
+            if columns is not None:
+                cos, sin = (at(table.expand(batch, *table.shape[-3:]), columns) for table in (cos, sin))
+            query = rotate(query, cos, sin)
         # (batch, seqlen, heads, head_dim) -> (batch, heads, seqlen, head_dim)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
@@ -139,13 +166,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The position-wise feed-forward network with a SwiGLU gate (Shazeer 2020, eq. 6), or with ReLU or GELU alone."""
+    """The position-wise feed-forward network: SwiGLU (Shazeer 2020, eq. 6), ReLU or GELU."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.activation = ACTIVATIONS.get(config.ffn_type)  # None: the gate, which takes a third matrix
+        self.activation = ACTIVATIONS.get(config.ffn_type)  # None: SwiGLU, which has a third matrix
         if self.activation is None:
             self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -163,7 +190,7 @@ class FeedForward(nn.Module):
 class LlamaLayer(nn.Module):
     """One block: attention, then feed-forward, each on the normalised residual stream and added to it.
 
-    With `norm_position="post"` each reads the stream as it is, and the sum is normalised.
+    With `norm_position="post"` each reads the stream itself, and the sum is normalised.
     """
 
     def __init__(self, layer_id: int, config: LlamaConfig):
@@ -181,12 +208,12 @@ class LlamaLayer(nn.Module):
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
-        places: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """(batch, seqlen, dim) -> (batch, seqlen, dim), or (batch, 1, dim) where only `places` (batch,) ask."""
+        """(batch, seqlen, dim) -> (batch, seqlen, dim), or (batch, 1, dim) with `columns` (batch,) as queries."""
         normed = self.attention_norm(x) if self.norm_first else x
-        attended = self.attention(normed, rotation, mask, cache, self.layer_id, places)
-        x = (x if places is None else at(x, places)) + attended
+        attended = self.attention(normed, rotation, mask, cache, self.layer_id, columns)
+        x = (x if columns is None else at(x, columns)) + attended
         if not self.norm_first:
             x = self.attention_norm(x)
             return self.ffn_norm(x + self.feed_forward(x))
@@ -206,22 +233,25 @@ class Llama(LlamaPreTrainedModel):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
-        self.recompute = 0  # a way of training: so many layers at a time run again in the backward pass; 0: none
-        self.lean_step: Callable[..., Tensor] | None = None  # see `lean_step.LeanStep`
+        self.recompute = 0  # layers per gradient-checkpointing segment; 0 turns it off
         for name, table in position_tables(config).items():
             self.register_buffer(name, table, persistent=False)
         self.init_weights()
 
     def hidden_states(
-        self, tokens: Tensor, cache: KVCache | None = None, padding_mask: Tensor | None = None
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        padding_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Runs the layers over tokens (batch, seqlen) and returns normalised hidden states (batch, seqlen, dim).
 
-        With a cache the tokens continue what it holds. `padding_mask` (batch, cached + seqlen) is True on real
-        tokens (positions count them alone) or numbers a row's documents: neither sees or depends on what is beside it.
-        Raises ValueError beyond `max_seq_len`.
+        With a cache the tokens continue the cached ones. `padding_mask` (batch, cached + seqlen) is True on real
+        tokens, and positions count only them. `document_ids` number the documents of a packed row: attention and
+        positions stay within a document. Raises ValueError beyond `max_seq_len`.
         """
-        x, rotation, mask = self._begin(tokens, cache.length if cache is not None else 0, padding_mask)
+        x, rotation, mask = self._begin(tokens, cache.length if cache is not None else 0, padding_mask, document_ids)
         if self.recompute and cache is None and torch.is_grad_enabled():
             return self.norm(run_recomputed(self.layers, x, self.recompute, rotation, mask))
         for layer in self.layers:
@@ -230,16 +260,16 @@ class Llama(LlamaPreTrainedModel):
             cache.advance(tokens.shape[1])
         return self.norm(x)
 
-    def hidden_states_at(self, tokens: Tensor, places: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """`hidden_states` at one position of each row alone: tokens (batch, seqlen), places (batch,) -> (batch, dim).
+    def hidden_states_at(self, tokens: Tensor, columns: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """`hidden_states` at one column per row: tokens (batch, seqlen), columns (batch,) -> (batch, dim).
 
-        The last layer computes no other position, which saves most of its work.
+        The last layer computes only those positions, which saves most of its work.
         """
         x, rotation, mask = self._begin(tokens, 0, padding_mask)
         for layer in self.layers[:-1]:
             x = layer(x, rotation, mask)
-        mask = mask_at(mask, places, tokens.shape[1], self.config.causal)
-        return self.norm(self.layers[-1](x, rotation, mask, places=places))[:, 0]
+        mask = mask_rows(mask, columns, tokens.shape[1], self.config.causal)
+        return self.norm(self.layers[-1](x, rotation, mask, columns=columns))[:, 0]
 
     def forward(
         self,
@@ -250,21 +280,12 @@ class Llama(LlamaPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Returns (logits, hidden_states) for tokens (batch, seqlen); see `hidden_states` for the other arguments.
 
-        Logits are (batch, 1, vocab_size), of the last position alone, where `targets is None`, and
-        (batch, seqlen, vocab_size) otherwise. Hidden states are (batch, seqlen, dim), after the final norm.
+        Logits are (batch, 1, vocab_size), of the last position only, if `targets is None`, else
+        (batch, seqlen, vocab_size). Hidden states are (batch, seqlen, dim), after the final norm.
         """
         hidden = self.hidden_states(tokens, cache, padding_mask)
         logits = self.output(hidden[:, -1:] if targets is None else hidden)
         return logits, hidden
-
-    def step(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None, greedy: bool = False) -> Tensor:
-        """Logits (batch, 1, vocab_size) after one more token a row, tokens (batch, 1); lean where that is prepared.
-
-        Where `greedy` only each row's largest logit is sure to be exact, and to be the largest.
-        """
-        if self.lean_step is not None:
-            return self.lean_step(tokens, cache, padding_mask, greedy)
-        return self(tokens, cache=cache, padding_mask=padding_mask)[0]
 
     def generate(
         self,
@@ -280,7 +301,7 @@ class Llama(LlamaPreTrainedModel):
         `epsilon` (Fall 2025) truncates by absolute probability instead of top-p. Returns (batch, seqlen + new).
         """
         sampler = Sampler(temperature, top_p=None if epsilon is not None else top_p, epsilon=epsilon)
-        return decoding.generate(self, idx, max_new_tokens, sampler, generator, use_cache=self.config.use_cache)
+        return loop.generate(self, idx, max_new_tokens, sampler, generator, use_cache=self.config.use_cache)
 
     def new_cache(self, batch: int, capacity: int | None = None) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` (default and limit `max_seq_len`) tokens."""
@@ -288,19 +309,20 @@ class Llama(LlamaPreTrainedModel):
         return KVCache(self.config, batch, capacity, self.device, self.dtype)
 
     def _begin(
-        self, tokens: Tensor, past: int, padding_mask: Tensor | None
+        self, tokens: Tensor, past: int, padding_mask: Tensor | None, document_ids: Tensor | None = None
     ) -> tuple[Tensor, Rotation | None, Tensor | None]:
-        """What the first layer takes: embedded tokens (batch, seqlen, dim), rotation and mask."""
-        positions = self._positions(past, tokens.shape[1], padding_mask)
+        """The first layer's input: embedded tokens (batch, seqlen, dim), rotation and mask."""
+        end = past + tokens.shape[1]
+        if end > self.config.max_seq_len:
+            raise ValueError(f"{end} tokens are more than the model's {self.config.max_seq_len} positions")
+        positions: Positions = slice(past, end)
+        if document_ids is not None:
+            positions = document_positions(document_ids)[:, past:]
+        elif padding_mask is not None:
+            positions = padded_positions(padding_mask)[:, past:]
         slopes = self.alibi_slopes if self.config.position_embedding_type == "alibi" else None
-        mask = attention_mask(past, tokens.shape[1], padding_mask, self.config.causal, slopes, tokens.device)
+        mask = attention_mask(tokens, past, self.config.causal, slopes, padding_mask, document_ids)
         return self.dropout(self._embedded(tokens, positions)), self._rotation(positions), mask
-
-    def _positions(self, past: int, seqlen: int, padding_mask: Tensor | None) -> Positions:
-        """Which rows of a position table the tokens take: a slice, or numbers (batch, seqlen) counted by the mask."""
-        if past + seqlen > self.config.max_seq_len:
-            raise ValueError(f"{past + seqlen} tokens are more than the model's {self.config.max_seq_len} positions")
-        return slice(past, past + seqlen) if padding_mask is None else counted(padding_mask)[:, past:]
 
     def _embedded(self, tokens: Tensor, positions: Positions) -> Tensor:
         """Embeddings (batch, seqlen, dim); sinusoids are added to √dim · embedding (Vaswani et al. 2017, 3.4)."""
@@ -316,7 +338,7 @@ class Llama(LlamaPreTrainedModel):
 
 
 def position_tables(config: LlamaConfig) -> dict[str, Tensor]:
-    """What a model of this configuration looks positions up in, by the name of the buffer it is kept in."""
+    """The position tables of a configuration, by the name of their buffer."""
     if config.position_embedding_type == "rotary":  # each (max_seq_len, head_dim / 2)
         cos, sin = rotation_table(config.head_dim, config.max_seq_len, config.rope_theta)
         return {"rope_cos": cos, "rope_sin": sin}
@@ -326,24 +348,24 @@ def position_tables(config: LlamaConfig) -> dict[str, Tensor]:
 
 
 def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:
-    """Reads any known checkpoint (see `checkpoint.read_checkpoint`) and returns its model in evaluation mode.
+    """Reads any supported checkpoint (see `read_checkpoint`) and returns its model in evaluation mode.
 
     Prints the reader's notes, such as LayerNorm biases set to zero. Raises ValueError or OSError, saying why.
     """
-    found = read_checkpoint(checkpoint, norm)
-    for note in found.notes:
+    content = read_checkpoint(checkpoint, norm)
+    for note in content.notes:
         print(note)
-    return from_checkpoint(found)
+    return from_checkpoint(content)
 
 
-def from_checkpoint(found: Checkpoint) -> Llama:
-    """Builds the model of a checkpoint, taking over its tensors (no copy where they are memory-mapped)."""
-    with torch.device("meta"), Undrawn():
-        model = Llama(found.config)
-    state = dict(found.state_dict)
-    if found.config.tie_embeddings:
+def from_checkpoint(checkpoint: Checkpoint) -> Llama:
+    """Builds the model of a checkpoint around its tensors, without a copy if they are memory-mapped."""
+    with torch.device("meta"), SkipInit():
+        model = Llama(checkpoint.config)
+    state = dict(checkpoint.state_dict)
+    if checkpoint.config.tie_embeddings:
         state["output.weight"] = state["tok_embeddings.weight"]
     model.load_state_dict(state, assign=True)
-    if found.config.tie_embeddings:
+    if checkpoint.config.tie_embeddings:
         model.output.weight = model.tok_embeddings.weight
     return model.eval()

@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al. 2021): frozen linear layers with a trained product of two thin matrices beside them.
+"""Low-rank adaptation (Hu et al. 2021): a frozen linear layer plus the trained product of two thin matrices.
 
     python run_llama.py --option lora --lr 2e-3 --train data/reviews-train.txt --dev data/reviews-dev.txt \\
         --test data/reviews-test.txt --label-names data/reviews-label-mapping.json \\
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ATTENTION_PROJECTIONS = ("compute_query", "compute_key", "compute_value", "compute_output")
-TARGETS = {  # what --lora_targets names; Dettmers et al. 2023, section 4, needed all to match fine-tuning
+TARGETS = {  # values of --lora_targets; Dettmers et al. 2023, section 4, needed "all" to match fine-tuning
     "attention": ATTENTION_PROJECTIONS,
     "all": (*ATTENTION_PROJECTIONS, "w1", "w2", "w3"),
 }
@@ -24,23 +24,21 @@ INIT_STD = 0.02
 class LoRALayer(nn.Module):
     """W·x + (alpha / rank)·B·A·x with W frozen (Hu et al. 2021, eq. 3).
 
-    A (rank, in) is drawn from N(0, 0.02²) and B (out, rank) is zero, so the layer begins as the one it wraps.
-    Raises ValueError for a rank below 1 or above what the layer's own shape allows.
+    A (rank, in) is drawn from N(0, 0.02²) and B (out, rank) is zero, so that the initial output is W·x.
+    Raises ValueError for a rank below 1 or above min(in, out).
     """
 
     def __init__(
         self, original_layer: nn.Linear, rank: int = 4, alpha: float = 1.0, generator: torch.Generator | None = None
     ):
         super().__init__()
+        check_rank(original_layer, rank)
         out_features, in_features = original_layer.weight.shape
-        if not 1 <= rank <= min(out_features, in_features):
-            raise ValueError(f"rank {rank}: a layer of {in_features} to {out_features} features takes 1 to "
-                             f"{min(out_features, in_features)}")  # fmt: skip
         self.original_layer = original_layer.requires_grad_(False)
         self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
         like = {"dtype": original_layer.weight.dtype}
-        drawn = torch.randn(rank, in_features, generator=generator, **like) * INIT_STD  # on the CPU: one seed, one draw
-        self.lora_A = nn.Parameter(drawn.to(original_layer.weight.device))
+        initial = torch.randn(rank, in_features, generator=generator, **like) * INIT_STD  # CPU: same on all devices
+        self.lora_A = nn.Parameter(initial.to(original_layer.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(out_features, rank, device=original_layer.weight.device, **like))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,9 +47,32 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The wrapped layer with W + (alpha / rank)·B·A in place of W; this object must not be used afterwards."""
+        """Adds (alpha / rank)·B·A to the wrapped layer's W and returns that layer; this object is then invalid."""
         self.original_layer.weight += self.lora_B @ self.lora_A * self.scaling
         return self.original_layer
+
+
+def check_rank(layer: nn.Linear, rank: int) -> None:
+    """Raises ValueError unless 1 ≤ rank ≤ min(in, out) of the layer."""
+    out_features, in_features = layer.weight.shape
+    most = min(out_features, in_features)
+    if not 1 <= rank <= most:
+        raise ValueError(f"rank {rank}: a layer of {in_features} to {out_features} features takes 1 to {most}")
+
+
+def adaptable_layers(
+    model: nn.Module, targets: Sequence[str] = ATTENTION_PROJECTIONS
+) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name, layer) of every linear layer named in `targets`; ValueError if there are none."""
+    layers = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if name in targets and isinstance(layer, nn.Linear)
+    ]
+    if not layers:
+        raise ValueError(f"the model has no linear layer named {', '.join(targets)}")
+    return layers
 
 
 def apply_lora(
@@ -61,26 +82,19 @@ def apply_lora(
     targets: Sequence[str] = ATTENTION_PROJECTIONS,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freezes `model` and puts a `LoRALayer` around every linear layer named in `targets`; returns the model.
+    """Freezes `model` and wraps every linear layer named in `targets` in a `LoRALayer`; returns the model.
 
-    Raises ValueError where no layer has such a name, or the rank does not fit one.
+    Raises ValueError if no layer has such a name, or the rank does not fit one.
     """
-    found = [
-        (parent, name, layer)
-        for parent in list(model.modules())
-        for name, layer in parent.named_children()
-        if name in targets and isinstance(layer, nn.Linear)
-    ]
-    if not found:
-        raise ValueError(f"the model has no linear layer named {', '.join(targets)}")
+    layers = adaptable_layers(model, targets)
     model.requires_grad_(False)
-    for parent, name, layer in found:
+    for parent, name, layer in layers:
         setattr(parent, name, LoRALayer(layer, rank, alpha, generator))
     return model
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, LoRALayer]]:
-    """Every adapted layer, with its parent and its name there."""
+    """(parent, name, layer) of every adapted layer."""
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, LoRALayer):
@@ -88,19 +102,19 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, LoRALayer]]:
 
 
 def count_lora_parameters(model: nn.Module) -> tuple[int, int, float]:
-    """(values in the factors, values in all parameters, the former in per cent of the latter)."""
+    """(size of all factors, size of all parameters, the first as a percentage of the second)."""
     factors = sum(parameter.numel() for parameter in get_lora_optimizer_params(model))
     total = sum(parameter.numel() for parameter in model.parameters())
     return factors, total, 100.0 * factors / max(1, total)
 
 
 def get_lora_optimizer_params(model: nn.Module) -> list[nn.Parameter]:
-    """The factors A and B of every adapted layer, and nothing else."""
+    """The factors A and B of all adapted layers."""
     return [parameter for _, _, layer in lora_layers(model) for parameter in (layer.lora_A, layer.lora_B)]
 
 
 def merge_lora_weights(model: nn.Module) -> nn.Module:
-    """Puts a plain linear layer with the merged weight in place of every adapted one; returns the model."""
+    """Replaces every adapted layer with a plain linear layer of the merged weight; returns the model."""
     for parent, name, layer in lora_layers(model):
         setattr(parent, name, layer.merged())
     return model

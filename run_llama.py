@@ -21,15 +21,19 @@ OPTIONS = {
     ),
     "prompt": Option(
         "classify sentences zero-shot, with the language model's own words",
-        "tasks.sentiment.flags:PromptSettings", "tasks.sentiment.task:prepare_prompt",
+        "tasks.sentiment.flags:PromptSettings", "tasks.sentiment.prompt:prepare",
     ),
     "finetune": Option(
         "train the model and a classification head", together=True,
-        settings="tasks.sentiment.flags:FinetuneSettings", door="tasks.sentiment.task:prepare_training",
+        settings="tasks.sentiment.flags:FinetuneSettings", door="tasks.sentiment.training:prepare",
     ),
     "lora": Option(
         "train low-rank factors and a classification head", together=True,
-        settings="tasks.sentiment.flags:LoraSettings", door="tasks.sentiment.task:prepare_training",
+        settings="tasks.sentiment.flags:LoraSettings", door="tasks.sentiment.training:prepare",
+    ),
+    "predict": Option(
+        "classify sentences with a trained classifier",
+        "tasks.sentiment.flags:PredictSettings", "tasks.sentiment.predict:prepare",
     ),
     "addition": Option(
         "answer --prompt 1234+5678= with the shipped adder, or test it",

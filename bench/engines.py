@@ -1,8 +1,8 @@
-"""Engines that `bench.generate` compares, each made from the same weights: this project's, and three others.
+"""The engines that `bench.generate` compares on the same weights: this project, transformers, CTranslate2, llama2.c.
 
-Each engine continues prompts greedily and says how long the prompt and the tokens behind it took. Ours, transformers
-and CTranslate2 each run in a process of their own (`Isolated`): in one, their pools of threads slow each other down to
-a third. llama2.c's `run` and `runq` are programs that the user has built.
+Each engine continues prompts greedily and reports the time of the prompt and of the new tokens. The first three run in
+a process of their own (`Isolated`): in one process their thread pools slow each other down to a third. llama2.c's `run`
+and `runq` are programs that the user has built.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.decode.fast_step import make_lean
+from engine.decode.fast_step import choose_step
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import BIN_HEADER, bin_order
@@ -34,18 +34,18 @@ RATE = re.compile(r"achieved tok/s: ([\d.]+)")
 
 
 class Sample(NamedTuple):
-    """One run: seconds for the prompts and the first tokens, tokens a second behind them, and the new tokens."""
+    """One run: seconds for the prompts and the first tokens, tokens per second after that, and the new tokens."""
 
     prefill: float
     rate: float
     rows: Rows
 
 
-Engine = Callable[[int, Rows, int], Sample]  # of threads, prompts, new tokens
+Engine = Callable[[int, Rows, int], Sample]  # threads, prompts, new tokens
 
 
 class Isolated:
-    """An engine in a process of its own, which makes it there by `make`."""
+    """An engine in its own process, built there by `make`."""
 
     def __init__(self, make: Callable[[], Engine]):
         context = multiprocessing.get_context("spawn")
@@ -53,28 +53,28 @@ class Isolated:
         context.Process(target=_serve, args=(make, theirs), daemon=True).start()
 
     def __call__(self, threads: int, prompts: Rows, new: int) -> Sample:
-        """What the engine gives; raises what it raises."""
+        """The engine's sample; raises its exceptions."""
         self.pipe.send((threads, prompts, new))
-        found = self.pipe.recv()
-        if isinstance(found, Exception):
-            raise found
-        return found
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def _serve(make: Callable[[], Engine], pipe) -> None:
     engine = None
     with contextlib.suppress(EOFError):  # the other side is gone
         while True:
-            asked = pipe.recv()
+            request = pipe.recv()
             try:
                 engine = engine or make()
-                pipe.send(engine(*asked))
+                pipe.send(engine(*request))
             except Exception as error:
                 pipe.send(error)
 
 
 def timed(generate: Callable[[Rows, int], Rows]) -> Callable[[Rows, int], Sample]:
-    """Prefill is what one token takes; the others are what more tokens take beyond it."""
+    """Prefill is the time of one token; decode is the time of the tokens after it."""
 
     def sample(prompts: Rows, new: int) -> Sample:
         started = time.perf_counter()
@@ -88,14 +88,13 @@ def timed(generate: Callable[[Rows, int], Rows]) -> Callable[[Rows, int], Sample
     return sample
 
 
-def ours(checkpoint: Path, kind: str | None) -> Engine:
-    """The lean step with weights of this kind, or the plain path (None)."""
+def ours(checkpoint: Path, dtype: str | None) -> Engine:
+    """The fused step with weights of this precision, or the plain model (None)."""
     model = load_pretrained(str(checkpoint))
-    if kind is not None:
-        make_lean(model, kind)
+    step = None if dtype is None else choose_step(model, dtype)
 
     def generate(prompts: Rows, new: int) -> Rows:
-        return torch.stack(list(stream(model, prompts, new, Sampler(0.0))), dim=1).tolist()
+        return torch.stack(list(stream(model, prompts, new, Sampler(0.0), step=step)), dim=1).tolist()
 
     return _of_torch(timed(generate))
 

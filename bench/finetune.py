@@ -1,10 +1,10 @@
 """Speed of fine-tuning: this project's loop, the course's plain loop, and a transformers loop with dynamic padding.
 
-All three train the same randomly drawn 42-million-parameter model on the same sentences, step about, so that what
-else the machine does falls on all alike. The course's loop: random batches, tokenised anew at each step, padded to the
-longest, logits over the vocabulary, attention and norms spelled out, one tensor of AdamW after the other. The
-transformers loop: sentences tokenised once, random batches, padded to the longest with an attention mask,
-torch.optim.AdamW. Ours: the trainer.
+All loops train the same random 42-million-parameter model on the same sentences. Their steps alternate, so that other
+load on the machine affects all of them. The course's loop: random batches, tokenised again at each step and padded to
+the longest, logits over the vocabulary, explicit attention and norms, AdamW one tensor at a time. The transformers
+loop: sentences tokenised once, random batches, padded to the longest with an attention mask, torch.optim.AdamW. Ours:
+the project's trainer.
 
     python -m bench.finetune --train data/sst-train.txt --label-names data/sst-label-mapping.json
     python -m bench.finetune --train … --label-names … --dev data/sst-dev.txt --model models/stories.pt --lr 3e-4 \\
@@ -37,7 +37,7 @@ from engine.train.trainer import Trainer, TrainSettings
 from llama import Attention, LayerNorm, Llama, load_pretrained
 from optimizer import AdamW
 from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
-from tasks.sentiment.report import predict
+from tasks.sentiment.report import predict_labels
 from tests.oracles import transformers_model
 from tokenizer import AnyTokenizer, load_tokenizer
 from utils import pad
@@ -47,19 +47,19 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Loop:
-    """A way of training: a model and a function that trains on one batch and returns the ids it computed."""
+    """A training loop: a model and a function that trains on one batch and returns the number of ids computed."""
 
     name: str
     model: nn.Module
     step: Callable[[np.ndarray], int]
     batches: Callable[[int], list[np.ndarray]]  # of an epoch
-    as_filed: bool = False  # measured in batches of neighbours in the file: for a reading that sees the padding
+    in_file_order: bool = False  # evaluate in file order, for a model that reads padding
     seconds: float = 0.0
     examples: int = 0
     computed: int = 0
 
     def train_on(self, batch: np.ndarray) -> None:
-        """One timed step."""
+        """Does one timed step."""
         self.model.train()
         started = time.perf_counter()
         computed = self.step(batch)
@@ -68,7 +68,7 @@ class Loop:
 
 
 class _Workload:
-    """What the trainer needs to train a classifier."""
+    """The trainer's workload for a classifier."""
 
     def __init__(self, batches: SentenceBatches):
         self.batches = batches
@@ -92,7 +92,7 @@ def our_loop(model: LlamaEmbeddingClassifier, examples: Examples, args: argparse
     trainer = Trainer(model, optimizer, _Workload(batches), settings, folder, CPU, RunLog(None), {})
 
     def step(batch: np.ndarray) -> int:
-        trainer._step([batch])  # what `fit` does with every batch
+        trainer._step([batch])  # as `fit` does with every batch
         return len(batch) * int(batches.lengths[batch].max())
 
     return Loop(f"this project, {dtype}", model, step, batches.epoch)
@@ -101,13 +101,13 @@ def our_loop(model: LlamaEmbeddingClassifier, examples: Examples, args: argparse
 def course_loop(
     model: LlamaEmbeddingClassifier, examples: Examples, args: argparse.Namespace, tokenizer: AnyTokenizer
 ) -> Loop:
-    """The course's loop, on this project's model with attention and norms spelled out as the course has them."""
+    """The course's loop, on this project's model with explicit attention and norms as in the course's code."""
     for module in model.modules():
         if isinstance(module, Attention):
-            module.compute_query_key_value_scores = _spelled_out_attention
+            module.compute_query_key_value_scores = _explicit_attention
         elif isinstance(module, LayerNorm):
-            module.forward = functools.partial(_spelled_out_norm, module)
-    model.pooling = "last_column"  # measured as it is trained
+            module.forward = functools.partial(_explicit_norm, module)
+    model.pooling = "last_column"  # evaluated as it is trained
     optimizer = AdamW(model.parameters(), lr=args.lr, foreach=False)
 
     def step(batch: np.ndarray) -> int:
@@ -125,22 +125,22 @@ def course_loop(
     return Loop("the course's loop", model, step, lambda epoch: _random(len(examples), args.batch_size, epoch), True)
 
 
-def _spelled_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """As `Attention.compute_query_key_value_scores`, causal where there is no (boolean) mask."""
+def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Like `Attention.compute_query_key_value_scores`; causal if there is no (boolean) mask."""
     shared = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))  # as the course does, even once
+    key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))  # as the course does, even if shared = 1
     scores = query @ key.mT / math.sqrt(query.shape[-1])  # (batch, heads, seqlen, keys)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value
 
 
-def _spelled_out_norm(norm: LayerNorm, x: Tensor) -> Tensor:
+def _explicit_norm(norm: LayerNorm, x: Tensor) -> Tensor:
     return norm._norm(x.float()).type_as(x) * norm.weight + norm.bias
 
 
 class _StableLmClassifier(nn.Module):
-    """transformers' backbone with the same head."""
+    """The transformers backbone with the same head."""
 
     def __init__(self, ours: LlamaEmbeddingClassifier):
         super().__init__()
@@ -155,7 +155,7 @@ class _StableLmClassifier(nn.Module):
 
 
 def transformers_loop(ours: LlamaEmbeddingClassifier, examples: Examples, args: argparse.Namespace) -> Loop:
-    """A plain loop around transformers' StableLM, which is this model to the weight."""
+    """A plain loop around transformers' StableLM, which has this model's architecture and weights."""
     model = _StableLmClassifier(ours)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
 
@@ -177,21 +177,21 @@ def _random(count: int, batch_size: int, epoch: int) -> list[np.ndarray]:
 
 
 def compare_speed(loops: list[Loop], lengths: np.ndarray, rounds: int, batch_size: int) -> None:
-    """Times `rounds` steps of each loop. A loop's batches differ in length, so evenly spaced ones are taken."""
+    """Times `rounds` steps of each loop, on batches evenly spaced in length."""
     chosen = []
     for loop in loops:
-        whole = [batch for batch in loop.batches(0) if len(batch) == batch_size]
-        whole.sort(key=lambda batch: lengths[batch].max())
-        chosen.append([whole[int((place + 0.5) * len(whole) / rounds)] for place in range(rounds)])
+        full = [batch for batch in loop.batches(0) if len(batch) == batch_size]
+        full.sort(key=lambda batch: lengths[batch].max())
+        chosen.append([full[int((index + 0.5) * len(full) / rounds)] for index in range(rounds)])
         loop.train_on(chosen[-1][0])  # warm-up
         loop.seconds, loop.examples, loop.computed = 0.0, 0, 0
-    for place in tqdm(range(rounds), desc="rounds"):
+    for index in tqdm(range(rounds), desc="rounds"):
         for loop, batches in zip(loops, chosen, strict=True):
-            loop.train_on(batches[place])
+            loop.train_on(batches[index])
 
 
 def print_speed(loops: list[Loop]) -> None:
-    """A Markdown table; the last column is the first loop's speed in theirs."""
+    """Prints a Markdown table; the last column is the first loop's speed divided by each loop's."""
     own = loops[0].examples / loops[0].seconds
     print(f"| loop | examples/s | ids computed an example | {loops[0].name} is faster by |\n|---|---|---|---|")
     for loop in loops:
@@ -200,15 +200,15 @@ def print_speed(loops: list[Loop]) -> None:
 
 
 def time_to_accuracy(loop: Loop, dev: SentenceBatches, target: float, epochs: int) -> Iterator[tuple[float, float]]:
-    """(training seconds, dev accuracy) four times an epoch, until the accuracy is reached. Measuring is not timed."""
-    torch.manual_seed(0)  # the dropout's
+    """(training seconds, dev accuracy) four times an epoch, until the target is reached. Evaluation is not timed."""
+    torch.manual_seed(0)  # for dropout
     for epoch in range(epochs):
         batches = loop.batches(epoch)
         due = {round(len(batches) * quarter / 4) for quarter in (1, 2, 3, 4)}
-        for place, batch in enumerate(tqdm(batches, desc=loop.name, leave=False), start=1):
+        for step, batch in enumerate(tqdm(batches, desc=loop.name, leave=False), start=1):
             loop.train_on(batch)
-            if place in due:
-                predicted = predict(loop.model, dev, CPU, loop.as_filed)
+            if step in due:
+                predicted = predict_labels(loop.model, dev, CPU, loop.in_file_order)
                 accuracy = float((predicted == np.asarray(dev.examples.labels)).mean())
                 yield loop.seconds, accuracy
                 if accuracy >= target:
@@ -216,26 +216,26 @@ def time_to_accuracy(loop: Loop, dev: SentenceBatches, target: float, epochs: in
 
 
 def print_time_to_accuracy(loops: list[Loop], dev: SentenceBatches, args: argparse.Namespace) -> None:
-    """A line for each loop: when it first reached each accuracy asked for, and its speed; a dash where it did not."""
-    asked = " | ".join(f"seconds to {target}" for target in args.reach)
-    print(f"| loop | {asked} | best | examples/s |\n|---|{'---|' * len(args.reach)}---|---|")
+    """Prints for each loop when it first reached each accuracy (a dash if never), its best accuracy and its speed."""
+    columns = " | ".join(f"seconds to {target}" for target in args.reach)
+    print(f"| loop | {columns} | best | examples/s |\n|---|{'---|' * len(args.reach)}---|---|")
     for loop in loops:
         measured = list(time_to_accuracy(loop, dev, max(args.reach), args.epochs))
-        cells = [next((f"{spent:.0f}" for spent, found in measured if found >= target), "–") for target in args.reach]
-        best, speed = max(found for _, found in measured), loop.examples / loop.seconds
-        print(f"| {loop.name} | {' | '.join(cells)} | {best:.3f} | {speed:.1f} |", flush=True)
+        times = [next((f"{time:.0f}" for time, accuracy in measured if accuracy >= goal), "–") for goal in args.reach]
+        best, speed = max(accuracy for _, accuracy in measured), loop.examples / loop.seconds
+        print(f"| {loop.name} | {' | '.join(times)} | {best:.3f} | {speed:.1f} |", flush=True)
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags; see the module's text."""
+    """Reads the flags; the module docstring explains them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True)
     parser.add_argument("--dev", help="with --reach")
     parser.add_argument("--label-names", required=True)
     parser.add_argument("--tokenizer", default="models/stories.model")
-    parser.add_argument("--model", help="start from this checkpoint, not from random weights")
+    parser.add_argument("--model", help="start from this checkpoint instead of random weights")
     parser.add_argument("--reach", type=float, nargs="+", metavar="ACCURACY", help="time to these dev accuracies")
-    parser.add_argument("--loops", nargs="+", default=[""], metavar="PART", help="loops with this in their name")
+    parser.add_argument("--loops", nargs="+", default=[""], metavar="TEXT", help="only loops whose name contains TEXT")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=8)
@@ -250,19 +250,19 @@ def parse_args() -> argparse.Namespace:
 def chosen_loops(
     first: LlamaEmbeddingClassifier, examples: Examples, args: argparse.Namespace, tokenizer: AnyTokenizer
 ) -> list[Loop]:
-    """The loops that `--loops` names, each on weights equal to those of `first`."""
+    """The loops that `--loops` names, each on a copy of `first`."""
     makers = {
         "this project, float32": lambda model: our_loop(model, examples, args, "float32"),
         "the course's loop": lambda model: course_loop(model, examples, args, tokenizer),
         "transformers": lambda model: transformers_loop(model, examples, args),
         "this project, bfloat16": lambda model: our_loop(model, examples, args, "bfloat16"),
     }
-    chosen = [make for name, make in makers.items() if any(part in name for part in args.loops)]
+    chosen = [make for name, make in makers.items() if any(text in name for text in args.loops)]
     return [make(copy.deepcopy(first)) for make in chosen]
 
 
 def main() -> None:
-    """Builds the loops on equal weights and prints their table."""
+    """Builds the loops with equal weights and prints their table."""
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

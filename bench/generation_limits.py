@@ -1,10 +1,10 @@
-"""What a long generation costs beside its speed: memory at its peak, and whether it slows down as the window slides.
+"""Limits of a long generation: peak memory, and speed as the window slides.
 
     python -m bench.generation_limits
     python -m bench.generation_limits --checkpoint models/stories.pt --tokens 10000
 
-The first part runs `run_llama.py --option generate` in a fresh process and says how far its peak resident size is
-above the weights and the cache; the second counts a thousand tokens at a time. The last line is JSON.
+The first part runs `run_llama.py --option generate` in a fresh process and reports its peak resident size above the
+weights and the cache; the second times every thousand tokens. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from bench.generate import random_model
-from engine.decode.cpu_step import KINDS
-from engine.decode.fast_step import make_lean
+from engine.decode.cpu_step import PRECISIONS
+from engine.decode.fast_step import choose_step
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import save_checkpoint
@@ -39,19 +39,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default="random", help="model, or random: 42 M random weights")
     parser.add_argument("--tokens", type=int, default=10000, help="tokens of the long run")
-    parser.add_argument("--slide", type=int, default=64, help="oldest tokens forgotten at a time")
+    parser.add_argument("--slide", type=int, default=64, help="oldest tokens dropped at a time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = args.checkpoint if args.checkpoint != "random" else written(Path(folder))
-        memory = {kind: peak(path, kind) for kind in KINDS}
+        memory = {dtype: peak(path, dtype) for dtype in PRECISIONS}
         model = load_pretrained(path)
     thousands = long_run(model, args.tokens, args.slide)
     print(json.dumps(vars(args) | {"above_weights_and_cache_mb": memory, "thousands": thousands}))
 
 
 def written(folder: Path) -> str:
-    """The random model as a checkpoint, with as many made-up words as its vocabulary holds."""
+    """The random model as a checkpoint, with a vocabulary of made-up words."""
     model = random_model()
     letters = "abcdefghij"
     words = ("".join(letters[int(digit)] for digit in str(number)) for number in range(model.config.vocab_size))
@@ -60,9 +60,9 @@ def written(folder: Path) -> str:
     return str(folder / "random.pt")
 
 
-def peak(path: str, kind: str, new: int = 200) -> float:
-    """Megabytes of a fresh process's peak resident size beyond its float32 weights and its cache."""
-    flags = {"float32": [], "bfloat16": ["--dtype", "bfloat16"], "int8": ["--quantize", "int8"]}[kind]
+def peak(path: str, dtype: str, new: int = 200) -> float:
+    """Peak resident size of a fresh process above its float32 weights and its cache, in MB."""
+    flags = {"float32": [], "bfloat16": ["--dtype", "bfloat16"], "int8": ["--quantize", "int8"]}[dtype]
     command = [sys.executable, "run_llama.py", "--pretrained-model-path", path, "--prompt", "a", "--temperature", "0"]
     started = time.perf_counter()
     process = subprocess.Popen([*command, "--max_new_tokens", str(new), *flags], stdout=subprocess.DEVNULL)
@@ -74,22 +74,22 @@ def peak(path: str, kind: str, new: int = 200) -> float:
     cache = model.new_cache(1, new + 2)
     kept = (weights + 2 * cache.keys.numel() * 4) / 1e6
     above = usage.ru_maxrss * 1024 / 1e6 - kept
-    print(f"{kind}: peak {above + kept:.0f} MB, {above:.0f} MB above weights and cache (allowed: {ALLOWED})", end="; ")
+    print(f"{dtype}: peak {above + kept:.0f} MB, {above:.0f} MB above weights and cache (allowed: {ALLOWED})", end="; ")
     print(f"{seconds:.1f} s in all, {usage.ru_utime + usage.ru_stime:.1f} s of them computing")
     return round(above, 1)
 
 
 def long_run(model: Llama, tokens: int, slide: int) -> list[dict[str, float]]:
-    """Tokens a second (of the processor's time) and resident megabytes after every thousand."""
-    make_lean(model)
-    found, started = [], time.process_time()
-    for count, _ in enumerate(stream(model, [[1]], tokens, Sampler(0.0), slide=slide), start=1):
+    """Tokens per second of processor time, and resident size in MB, after every thousand tokens."""
+    step = choose_step(model)
+    records, started = [], time.process_time()
+    for count, _ in enumerate(stream(model, [[1]], tokens, Sampler(0.0), slide=slide, step=step), start=1):
         if count % THOUSAND == 0:
             spent, started = time.process_time() - started, time.process_time()
             size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            found.append({"tokens": count, "per_second": round(THOUSAND / spent, 1), "peak_mb": round(size)})
-            print(f"{count:>7} tokens: {found[-1]['per_second']:>7.1f} tokens/s, peak {size:.0f} MB", flush=True)
-    return found
+            records.append({"tokens": count, "per_second": round(THOUSAND / spent, 1), "peak_mb": round(size)})
+            print(f"{count:>7} tokens: {records[-1]['per_second']:>7.1f} tokens/s, peak {size:.0f} MB", flush=True)
+    return records
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What int8 costs: bits per byte of a model on a text, every document scored from BOS step by step, in both kinds.
+"""The loss in quality of int8 and bfloat16 weights: bits per byte of a model on a text, scored step by step.
 
     python -m bench.int8_loss --corpus valid.txt
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.decode.cpu_step import KINDS, LeanStep
+from engine.decode.cpu_step import PRECISIONS, CpuStep
 from engine.train.losses import IGNORED
 from llama import load_pretrained
 from tasks.stories.data import read_documents
@@ -34,25 +34,25 @@ def main() -> None:
     tokenizer, documents = load_tokenizer(args.tokenizer), read_documents(args.corpus)
     rows = sorted((tokenizer.encode(document, bos=True, eos=False) for document in documents), key=len)
     size = sum(len(document.encode("utf-8")) for document in documents)
-    found = {}
-    for kind in KINDS:
+    measured = {}
+    for dtype in PRECISIONS:
         model = load_pretrained(args.checkpoint)
-        step = LeanStep(model, kind)
+        step = CpuStep(model, dtype)
         batches = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
-        nats = sum(batch_loss(step, model.new_cache(len(batch)), batch) for batch in tqdm(batches, desc=kind))
-        found[kind] = round(nats / math.log(2) / size, 4)
-        print(f"{kind}: {found[kind]} bits per byte")
-    print(json.dumps(found | {"worse_by_percent": round(100 * (found["int8"] / found["float32"] - 1), 2)}))
+        nats = sum(batch_loss(step, model.new_cache(len(batch)), batch) for batch in tqdm(batches, desc=dtype))
+        measured[dtype] = round(nats / math.log(2) / size, 4)
+        print(f"{dtype}: {measured[dtype]} bits per byte")
+    print(json.dumps(measured | {"worse_by_percent": round(100 * (measured["int8"] / measured["float32"] - 1), 2)}))
 
 
 @torch.inference_mode()
-def batch_loss(step: LeanStep, cache, rows: list[list[int]]) -> float:
+def batch_loss(step: CpuStep, cache, rows: list[list[int]]) -> float:
     """Summed negative log-likelihood in nats of the rows' tokens after the first; rows may differ in length."""
     width, total = max(map(len, rows)), 0.0
     tokens = torch.tensor([row + [IGNORED] * (width - len(row)) for row in rows])
-    for place in range(width - 1):
-        logits: Tensor = step(tokens[:, place : place + 1].clamp(min=0), cache)[:, 0]
-        total += F.cross_entropy(logits, tokens[:, place + 1], ignore_index=IGNORED, reduction="sum").item()
+    for column in range(width - 1):
+        logits: Tensor = step(tokens[:, column : column + 1].clamp(min=0), cache)[:, 0]
+        total += F.cross_entropy(logits, tokens[:, column + 1], ignore_index=IGNORED, reduction="sum").item()
     return total
 
 

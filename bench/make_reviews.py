@@ -1,8 +1,8 @@
-"""Writes the small review files that ship in data/: film reviews of the project's own, in the course's format.
+"""Writes the small review files that ship in data/: made-up film reviews in the course's format.
 
-Every phrase below was written for this project. A review is a remark on each of two or three sides of a film, at times
-with a sentence of circumstance before it and a verdict behind. Dev and test reviews draw from phrases of which a third
-never occurs in training.
+Every phrase below was written for this project. A review has a remark on each of one to three aspects of a film,
+sometimes an introductory sentence before them and a verdict after them. A third of the phrases occur only in the dev
+and test files.
 
     python -m bench.make_reviews
 """
@@ -17,8 +17,8 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 NAMES = {"reviews": ["bad", "good"], "reviews5": ["awful", "bad", "average", "good", "excellent"]}
 SIZES = {"train": 150, "dev": 50, "test": 50}
 
-# A side of a film: five lists, from awful to excellent. "@" is the subject.
-SIDES = {
+# An aspect of a film: five lists, from awful to excellent. "@" is the subject.
+ASPECTS = {
     "the cast": [
         ["@ seems to be reading from cards held up behind the camera", "@ could not be less convincing if they tried",
          "@ gives the worst performances I have sat through in years"],
@@ -105,7 +105,7 @@ VERDICTS = [
     ["Do not miss it.", "One of the best films I have ever seen.", "A masterpiece, pure and simple.",
      "I have already bought a ticket for tomorrow.", "I loved every minute of it."],
 ]  # fmt: skip
-CIRCUMSTANCES = [
+INTRODUCTIONS = [
     "I saw it on a rainy Sunday with my sister.", "It runs for a little over two hours.",
     "My neighbour lent me the disc.",
     "The film is set in a harbour town in the fifties.", "It was shown at our local festival last week.",
@@ -120,32 +120,32 @@ JOINS = (". ", ". ", ", and ", "; ", ". What is more, ", ", while ")
 
 
 def phrases(grade: int, split: str) -> dict[str, list[str]]:
-    """What may be said of each side; the last phrase of every list is kept from training."""
-    return {side: lists[grade][: 2 if split == "train" else 3] for side, lists in SIDES.items()}
+    """The phrases about each aspect; the last phrase of every list does not occur in training."""
+    return {aspect: lists[grade][: 2 if split == "train" else 3] for aspect, lists in ASPECTS.items()}
 
 
 def review(grade: int, split: str, draw: random.Random) -> str:
-    """One review of a grade from 0, awful, to 4, excellent."""
+    """One review with a grade from 0 (awful) to 4 (excellent)."""
     choice = phrases(grade, split)
-    sides = draw.sample(sorted(choice), draw.choice((1, 2, 2, 3)))
-    remarks = [draw.choice(choice[side]).replace("@", side) for side in sides]
-    text, joins = _capital(remarks[0]), draw.sample(JOINS, 2)  # no join twice
+    aspects = draw.sample(sorted(choice), draw.choice((1, 2, 2, 3)))
+    remarks = [draw.choice(choice[aspect]).replace("@", aspect) for aspect in aspects]
+    text, joins = _capitalised(remarks[0]), draw.sample(JOINS, 2)  # each join occurs once at most
     for remark, join in zip(remarks[1:], joins, strict=False):
-        text += join + (_capital(remark) if join == ". " else remark)
+        text += join + (_capitalised(remark) if join == ". " else remark)
     text += "."
     if draw.random() < 0.5:
-        text = f"{draw.choice(CIRCUMSTANCES)} {text}"
-    if draw.random() < 0.5 or len(sides) == 1:
+        text = f"{draw.choice(INTRODUCTIONS)} {text}"
+    if draw.random() < 0.5 or len(aspects) == 1:
         text += f" {draw.choice(VERDICTS[grade][: 4 if split == 'train' else 5])}"
     return text
 
 
-def _capital(text: str) -> str:
+def _capitalised(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
 def write(name: str, seed: int) -> None:
-    """The three splits and the label mapping of one data set."""
+    """Writes the three splits and the label mapping of one data set."""
     draw, seen = random.Random(seed), set()
     grades = {label: [0, 1] if label == 0 else [3, 4] for label in range(2)} if name == "reviews" else None
     for split, size in SIZES.items():

@@ -1,7 +1,7 @@
-"""The whole table of sentiment results: data sets × methods × seeds, by the commands a user would type.
+"""Makes the table of sentiment results (data sets × methods × seeds) with the commands that a user would type.
 
-Two runs at a time, one thread each. What is done already is not done again: break it off and start it anew at will.
-Figures go to docs/sentiment_results.json, each training's with its precision, the table to the screen.
+Two runs at a time, one thread each. Finished runs are kept, so an interrupted table continues where it stopped. Results
+are merged into docs/sentiment_results.json, with the precision of each training; the table is printed.
 
     python -m bench.sentiment_table --data data/sst data/cfimdb --model models/stories.pt --seeds 1337 1338 1339
 """
@@ -21,20 +21,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.tfidf import measure as measure_tfidf
+from bench.tfidf import tfidf_figures
 from engine.io.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH_SIZES = {"sst": 80, "cfimdb": 10}  # the course's
+BATCH_SIZES = {"sst": 80, "cfimdb": 10}  # of the course's training commands
+PROMPT_BATCH_SIZE = 10  # of the course's prompting commands; it decides what `--pooling last_column` reads
 OUTPUT = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}
 ZERO_SHOT = {  # row: flags
     "zero-shot, the course's reading": ["--pooling", "last_column"],
     "zero-shot, last token": [],
     "zero-shot, last token, calibrated": ["--calibrate"],
-    "zero-shot, pieces in turn": ["--label_scoring", "sequence"],
-    "zero-shot, pieces in turn, calibrated": ["--label_scoring", "sequence", "--calibrate"],
+    "zero-shot, sequence scoring": ["--label_scoring", "sequence"],
+    "zero-shot, sequence scoring, calibrated": ["--label_scoring", "sequence", "--calibrate"],
 }
-TRAINED = {  # row: flags; the course's recipe is a constant rate of 2e-5, and rank 4 on the attention's matrices
+TRAINED = {  # row: flags; the course uses a constant rate of 2e-5, and rank 4 on the attention matrices
     "finetune, rate 2e-5": ["--lr", "2e-5"],
     "finetune, rate 3e-4": ["--lr", "3e-4"],
     "lora, rate 2e-5": ["--lr", "2e-5"],
@@ -44,7 +45,7 @@ TRAINED = {  # row: flags; the course's recipe is a constant rate of 2e-5, and r
         "--lora_targets", "all",
     ],
 }  # fmt: skip
-REFERENCES = {  # the course's README, Fall 2025 and Spring 2026: mean (deviation) over 10 seeds with stories42M
+REFERENCES = {  # the course's READMEs (Fall 2025, Spring 2026): mean (deviation) over 10 seeds with stories42M
     "sst": {"prompt": "0.197 / 0.176", "finetune": "0.411 (0.025) / 0.399 (0.023)",
             "lora": "0.275 (0.024) / 0.269 (0.020)"},
     "cfimdb": {"prompt": "0.514", "finetune": "0.833 (0.060)", "lora": "0.510 (0.051)"},
@@ -54,7 +55,7 @@ HEADER = "| | precision | seeds | dev acc | dev macro-F1 | test acc | test macro
 
 @dataclass(frozen=True)
 class Job:
-    """One command and where its figures belong."""
+    """One command and its row in the table."""
 
     data: str
     row: str
@@ -64,26 +65,26 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Its name in the results."""
+        """The run's name in the results file."""
         return f"{Path(self.data).name} | {self.row} | {self.seed}"
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """Every command of the table, the quickest first."""
+    """All commands of the table, zero-shot first because it is fast."""
     jobs = []
     for data in args.data:
         size = str(BATCH_SIZES.get(Path(data).name, 8))
         for row, flags in ZERO_SHOT.items():
-            jobs.append(Job(data, row, "prompt", args.seeds[0], ("--batch_size", size, *flags)))
-        recipe = ("--batch_size", size, "--epochs", str(args.epochs), "--dtype", args.dtype)
+            jobs.append(Job(data, row, "prompt", args.seeds[0], ("--batch_size", str(PROMPT_BATCH_SIZE), *flags)))
+        common = ("--batch_size", size, "--epochs", str(args.epochs), "--dtype", args.dtype)
         for row, flags in TRAINED.items():
-            jobs += [Job(data, row, row.split(",")[0], seed, (*recipe, *flags)) for seed in args.seeds]
+            jobs += [Job(data, row, row.split(",")[0], seed, (*common, *flags)) for seed in args.seeds]
     chosen = [job for job in jobs if any(part in job.row for part in args.rows)]
     return sorted(chosen, key=lambda job: job.option != "prompt")
 
 
 def run(job: Job, args: argparse.Namespace) -> dict[str, float]:
-    """Runs the command in a folder of its own and returns its figures; what it prints goes to a log there."""
+    """Runs the command in its own folder, with its output in a log there, and returns its figures."""
     folder = args.save_dir / job.key.replace(" | ", "-").replace(" ", "_").replace(",", "").replace("'", "")
     folder.mkdir(parents=True, exist_ok=True)
     stem, method = Path(job.data).name, OUTPUT[job.option]
@@ -97,62 +98,66 @@ def run(job: Job, args: argparse.Namespace) -> dict[str, float]:
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, check=True, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    found = json.loads(next(folder.glob("*/result.json")).read_text(encoding="utf-8"))
-    found["dev_confusion"] = json.loads(next(folder.glob("*/dev-confusion.json")).read_text(encoding="utf-8"))
-    for state in folder.glob("*/last.pt"):  # three times the model's size, and done with
+    figures = json.loads(next(folder.glob("*/result.json")).read_text(encoding="utf-8"))
+    figures["dev_confusion"] = json.loads(next(folder.glob("*/dev-confusion.json")).read_text(encoding="utf-8"))
+    for state in folder.glob("*/last.pt"):  # three times the model's size, and no longer needed
         state.unlink()
-    trained = {} if job.option == "prompt" else {"dtype": args.dtype}
-    return found | trained | {"seconds": round(time.perf_counter() - started)}
+    precision = {} if job.option == "prompt" else {"dtype": args.dtype}
+    return figures | precision | {"seconds": round(time.perf_counter() - started)}
 
 
 def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Runs what the results lack, `args.processes` at a time, and writes the results after each."""
-    lock, results = threading.Lock(), _read(args)
+    """Runs the jobs that the results file lacks (with `args.again`: all) and saves the results after each."""
+    lock, results = threading.Lock(), _read(args).get("runs", {})
+    missing = [job for job in jobs if args.again or job.key not in results]
 
     def work(job: Job) -> None:
-        found = run(job, args)
+        figures = run(job, args)
         with lock:
-            results[job.key] = found
-            _write(args, results)
-            shown = {name: value for name, value in found.items() if name != "dev_confusion"}
-            print(f"{len(results)} of {len(jobs)}: {job.key}: {shown}", file=sys.stderr, flush=True)
+            results[job.key] = figures
+            _write(args, runs=results)
+            shown = {name: value for name, value in figures.items() if name != "dev_confusion"}
+            print(f"{job.key}: {shown}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(args.processes) as pool:
-        for future in [pool.submit(work, job) for job in jobs if job.key not in results]:
+        for future in [pool.submit(work, job) for job in missing]:
             future.result()
     return results
 
 
-def _made(args: argparse.Namespace) -> dict[str, object]:
-    """What all results in a file share. The precision of a training stands with each run."""
+def _recipe(args: argparse.Namespace) -> dict[str, object]:
+    """What all results in a file have in common. A training's precision is stored with each run."""
     return {"model": Path(args.model).name, "epochs": args.epochs}
 
 
-def _write(args: argparse.Namespace, results: dict[str, dict], **more: object) -> None:
+def _write(args: argparse.Namespace, **tables: dict[str, dict]) -> None:
+    """Merges `tables` ("runs", "tfidf") into the results file."""
     args.results.parent.mkdir(exist_ok=True)
-    content = _made(args) | more | {"runs": dict(sorted(results.items()))}
+    content = _recipe(args) | {"tfidf": {}, "runs": {}} | _read(args)
+    for name, entries in tables.items():
+        content[name] = dict(sorted((content[name] | entries).items()))
     write_text(args.results, json.dumps(content, indent=2) + "\n")
 
 
-def _read(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The results there are; SystemExit if they were made otherwise."""
+def _read(args: argparse.Namespace) -> dict:
+    """The results file, or {} if there is none; SystemExit if its model or number of epochs differ."""
     if not args.results.exists():
         return {}
-    found = json.loads(args.results.read_text(encoding="utf-8"))
-    if any(found.get(name) != value for name, value in _made(args).items()):
-        raise SystemExit(f"{args.results} holds results of another model or recipe: name another file by --results")
-    return found["runs"]
+    content = json.loads(args.results.read_text(encoding="utf-8"))
+    if any(content.get(name) != value for name, value in _recipe(args).items()):
+        raise SystemExit(f"{args.results} holds results of another model or recipe: name another file with --results")
+    return content
 
 
 def table(data: str, jobs: Sequence[Job], results: dict[str, dict[str, float]], baseline: dict) -> list[str]:
-    """The Markdown lines of one data set; `baseline` are TF-IDF's figures on it."""
+    """The Markdown lines of one data set; `baseline` holds TF-IDF's figures on it."""
     name = Path(data).name
     lines = [f"**{name}**", "", HEADER, "|---|" + "---|" * 6]
     for row in dict.fromkeys(job.row for job in jobs if job.data == data):
-        found = [results[job.key] for job in jobs if (job.data, job.row) == (data, row) and job.key in results]
-        cells = [_mean(found, figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
-        precision = ", ".join(sorted({run["dtype"] for run in found if "dtype" in run}))
-        lines.append(f"| {row} | {precision} | {len(found)} | {' | '.join(cells)} |")
+        runs = [results[job.key] for job in jobs if (job.data, job.row) == (data, row) and job.key in results]
+        cells = [_mean(runs, figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
+        precision = ", ".join(sorted({run["dtype"] for run in runs if "dtype" in run}))
+        lines.append(f"| {row} | {precision} | {len(runs)} | {' | '.join(cells)} |")
     cells = [_mean([baseline], figure) for figure in ("dev_acc", "dev_macro_f1", "test_acc", "test_macro_f1")]
     lines.append(f"| TF-IDF and logistic regression | | 1 | {' | '.join(cells)} |")
     for option, figures in REFERENCES.get(name, {}).items():
@@ -160,8 +165,8 @@ def table(data: str, jobs: Sequence[Job], results: dict[str, dict[str, float]], 
     return [*lines, ""]
 
 
-def _mean(found: Sequence[dict], figure: str) -> str:
-    values = [run[figure] for run in found if run.get(figure) is not None]
+def _mean(runs: Sequence[dict], figure: str) -> str:
+    values = [run[figure] for run in runs if run.get(figure) is not None]
     if not values:
         return "–"
     mean = f"{statistics.mean(values):.3f}"
@@ -169,13 +174,14 @@ def _mean(found: Sequence[dict], figure: str) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags; see the module's text."""
+    """Reads the flags; the module docstring explains them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["data/sst", "data/cfimdb"], metavar="STEM")
     parser.add_argument("--model", default="models/stories.pt", metavar="FILE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1337, 1338, 1339])
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rows", nargs="+", default=[""], metavar="PART", help="rows with this in their name")
+    parser.add_argument("--rows", nargs="+", default=[""], metavar="TEXT", help="only rows whose name contains TEXT")
+    parser.add_argument("--again", action="store_true", help="repeat runs that the results file holds already")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--save-dir", type=Path, default=Path("runs/table"), metavar="DIR")
@@ -187,12 +193,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
+    """Runs the missing jobs and prints the table."""
     args = parse_args()
     jobs = jobs_of(args)
     results = run_all(jobs, args)
-    baselines = {Path(data).name: measure_tfidf(data) for data in args.data}
-    _write(args, results, tfidf=baselines)
+    baselines = {Path(data).name: tfidf_figures(data) for data in args.data}
+    _write(args, tfidf=baselines)
     for data in args.data:
         print("\n".join(table(data, jobs, results, baselines[Path(data).name])))
 

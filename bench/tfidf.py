@@ -1,10 +1,10 @@
-"""The baseline every fine-tuned model here is compared with: TF-IDF of one- and two-grams, and logistic regression.
+"""The baseline for fine-tuned models: TF-IDF of unigrams and bigrams with logistic regression.
 
-Sublinear term frequencies; the strength of the regularisation is the one that does best on the dev set.
+Term frequencies are sublinear; the regularisation strength is chosen on the dev set.
 
     python -m bench.tfidf data/sst data/cfimdb
 
-A name `data/sst` stands for data/sst-train.txt, -dev.txt, -test.txt and -label-mapping.json.
+`data/sst` stands for data/sst-train.txt, -dev.txt, -test.txt and -label-mapping.json.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from tasks.sentiment.data import read_examples, read_label_names
 
-STRENGTHS = (1.0, 3.0, 10.0, 30.0)
+INVERSE_STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # scikit-learn's C
 
 
-def measure(stem: str) -> dict[str, float | None]:
-    """Accuracy and macro-F1 on dev and test; None on a test set of placeholders."""
-    labels = len(read_label_names(f"{stem}-label-mapping.json"))
-    train, dev, test = (read_examples(f"{stem}-{split}.txt", labels) for split in ("train", "dev", "test"))
+def tfidf_figures(stem: str) -> dict[str, float | None]:
+    """Accuracy and macro-F1 on dev and test; None if the labels are placeholders."""
+    num_labels = len(read_label_names(f"{stem}-label-mapping.json"))
+    train, dev, test = (read_examples(f"{stem}-{split}.txt", num_labels) for split in ("train", "dev", "test"))
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     features = vectorizer.fit_transform(train.sentences)
-    models = [LogisticRegression(C=strength, max_iter=2000).fit(features, train.labels) for strength in STRENGTHS]
-    seen = vectorizer.transform(dev.sentences)
-    best = max(models, key=lambda model: model.score(seen, dev.labels))
+    models = [LogisticRegression(C=c, max_iter=2000).fit(features, train.labels) for c in INVERSE_STRENGTHS]
+    dev_features = vectorizer.transform(dev.sentences)
+    best = max(models, key=lambda model: model.score(dev_features, dev.labels))
     figures: dict[str, float | None] = {"C": best.C}
     for split, examples in (("dev", dev), ("test", test)):
         predicted = best.predict(vectorizer.transform(examples.sentences))
-        claimed = not examples.placeholder
-        figures[f"{split}_acc"] = float(accuracy_score(examples.labels, predicted)) if claimed else None
+        labelled = not examples.placeholder
+        figures[f"{split}_acc"] = float(accuracy_score(examples.labels, predicted)) if labelled else None
         f1 = f1_score(examples.labels, predicted, average="macro", zero_division=0.0)
-        figures[f"{split}_macro_f1"] = float(f1) if claimed else None
+        figures[f"{split}_macro_f1"] = float(f1) if labelled else None
     return figures
 
 
@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("stems", nargs="+", metavar="STEM")
     print("| data | C | dev acc | dev macro-F1 | test acc | test macro-F1 |\n|---|---|---|---|---|---|")
     for stem in parser.parse_args().stems:
-        found = measure(stem)
-        cells = ["placeholder" if value is None else f"{value:.3f}" for name, value in found.items() if name != "C"]
-        print(f"| {stem} | {found['C']:g} | {' | '.join(cells)} |")
+        figures = tfidf_figures(stem)
+        cells = ["placeholder" if value is None else f"{value:.3f}" for name, value in figures.items() if name != "C"]
+        print(f"| {stem} | {figures['C']:g} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -75,11 +75,14 @@ def addition_curves(log: str | Path, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str], path: str | Path) -> None:
+def confusion_matrix(
+    matrix: Sequence[Sequence[int]], names: Sequence[str], path: str | Path, title: str | None = None
+) -> None:
     """Counts of (true label, predicted label), each cell shaded by its share of the row."""
     side = 2.4 + 0.8 * len(names)
     figure, axes = new_figure(side + 0.6, side)
     image = draw_confusion(axes, matrix, names)
+    axes.set_title(title, fontsize=10, loc="left")
     figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
     save_figure(figure, path)
 

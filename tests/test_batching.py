@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decode.continuous_batching import one_by_one, refilled
-from engine.decode.fast_step import make_lean
+from engine.decode.fast_step import choose_step, plain_step
 from engine.decode.sampling import Sampler
 from tests.oracles import random_llama
 
 SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}
 PLAIN = random_llama(**SMALL).double()  # in float64 no rounding can turn one token into another
-LEAN = copy.deepcopy(PLAIN)
-make_lean(LEAN)
+FAST = copy.deepcopy(PLAIN)
+STEPS = {FAST: choose_step(FAST)}
 ALIBI = random_llama(**SMALL, position_embedding_type="alibi").double()
 
 prompts_of = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=30), min_size=1, max_size=9)
@@ -25,24 +25,27 @@ prompts_of = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=30), min
 
 @settings(max_examples=60)
 @given(
-    model=st.sampled_from([PLAIN, LEAN, ALIBI]), prompts=prompts_of, new=st.integers(0, 30), rows=st.integers(1, 4),
+    model=st.sampled_from([PLAIN, FAST, ALIBI]), prompts=prompts_of, new=st.integers(0, 30), rows=st.integers(1, 4),
     temperature=st.sampled_from([0.0, 1.0]), slide=st.sampled_from([1, 8, 64]), eos=st.sampled_from([None, 7, 20]),
 )  # fmt: skip
 def test_the_same_as_one_at_a_time(model, prompts, new, rows, temperature, slide, eos):
     rule = Sampler(temperature, top_p=0.9)
     slide = min(slide, 20)
-    found = dict(refilled(model, prompts, new, rule, 3, eos, slide, rows))
+    found = dict(refilled(model, prompts, new, rule, 3, eos, slide, rows, STEPS.get(model)))
     assert found == dict(one_by_one(model, prompts, new, rule, 3, eos, slide, use_cache=False))
 
 
-def test_a_free_place_is_taken_at_once_and_the_last_ones_run_alone(monkeypatch):
-    widths, step = [], PLAIN.step
-    monkeypatch.setattr(PLAIN, "step", lambda tokens, *a, **k: widths.append(len(tokens)) or step(tokens, *a, **k))
+def test_a_free_slot_is_filled_at_once_and_the_last_rows_run_alone():
+    widths, plain = [], plain_step(PLAIN)
+
+    def step(tokens, cache, padding_mask):
+        widths.append(len(tokens))
+        return plain(tokens, cache, padding_mask)
+
     prompts = [[number, number + 1] for number in range(7)]
     lengths = [len(new) for _, new in one_by_one(PLAIN, prompts, 12, Sampler(0.0), 0, eos_id=5)]
     assert len(set(lengths)) > 1
-    widths.clear()
-    order = [index for index, _ in refilled(PLAIN, prompts, 12, Sampler(0.0), 0, eos_id=5, rows=3)]
+    order = [index for index, _ in refilled(PLAIN, prompts, 12, Sampler(0.0), 0, eos_id=5, rows=3, step=step)]
     assert sorted(order) == list(range(7)) and sum(widths) == sum(min(12, length + 1) for length in lengths)
     assert max(widths) == 3 and widths[-1] < 3
 

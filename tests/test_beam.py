@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decode import loop as decoding
+from engine.decode.beam import beam
 from engine.decode.sampling import Sampler
 from tests.oracles import random_llama, transformers_model
 
@@ -51,7 +52,7 @@ def brute_force(table, start: int, longest: int, penalty: float) -> list[tuple[f
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("name", TABLES)
 def test_a_wide_beam_finds_all_by_brute_force(name, penalty):
-    found = decoding.beam(Table(TABLES[name]), [0], 40, 4, EOS, penalty, n_best=40, use_cache=False)
+    found = beam(Table(TABLES[name]), [0], 40, 4, EOS, penalty, n_best=40, use_cache=False)
     expected = brute_force(TABLES[name], 0, 4, penalty)
     assert [hypothesis.score for hypothesis in found] == pytest.approx([score for score, _ in expected])
     assert sorted(hypothesis.tokens for hypothesis in found) == sorted(tokens for _, tokens in expected)
@@ -61,8 +62,8 @@ def test_a_wide_beam_finds_all_by_brute_force(name, penalty):
 
 def test_two_beams_see_past_what_misleads_greedy():
     table = Table(TABLES["greedy is misled"])
-    assert decoding.beam(table, [0], 1, 2, EOS, 0.0, use_cache=False)[0].tokens == [0, 0]  # 0.55²
-    best = decoding.beam(table, [0], 2, 2, EOS, 0.0, use_cache=False)[0]
+    assert beam(table, [0], 1, 2, EOS, 0.0, use_cache=False)[0].tokens == [0, 0]  # 0.55²
+    best = beam(table, [0], 2, 2, EOS, 0.0, use_cache=False)[0]
     assert best.tokens == [1, EOS] and best.log_prob == pytest.approx(math.log(0.45 * 0.9))
 
 
@@ -73,14 +74,14 @@ prompts = st.lists(st.integers(0, 30), min_size=1, max_size=25)
 @given(prompts, st.integers(1, 25), st.sampled_from([0.0, 1.0]), st.integers(0, 30))
 def test_one_beam_is_greedy(prompt, new, penalty, eos):
     greedy = [int(step) for step in decoding.stream(MODEL, [prompt], new, Sampler(0.0), eos_id=eos)]
-    assert decoding.beam(MODEL, prompt, 1, new, eos, penalty)[0].tokens == greedy
+    assert beam(MODEL, prompt, 1, new, eos, penalty)[0].tokens == greedy
 
 
 @settings(max_examples=20)
 @given(prompts, st.integers(2, 5), st.integers(1, 25), st.sampled_from([1, 6]), st.integers(0, 30))
 def test_cached_equals_uncached(prompt, width, new, slide, eos):
     found = [
-        decoding.beam(MODEL, prompt, width, new, eos, 1.0, width, use_cache, slide) for use_cache in (True, False)
+        beam(MODEL, prompt, width, new, eos, 1.0, width, use_cache, slide) for use_cache in (True, False)
     ]
     assert [hypothesis.tokens for hypothesis in found[0]] == [hypothesis.tokens for hypothesis in found[1]]
     assert [h.score for h in found[0]] == pytest.approx([h.score for h in found[1]], abs=1e-6)
@@ -93,12 +94,12 @@ def test_beams_equal_transformers(penalty):
         torch.tensor([prompt]), attention_mask=torch.ones(1, 3), max_new_tokens=10, num_beams=4, do_sample=False,
         num_return_sequences=4, eos_token_id=None, pad_token_id=0, length_penalty=penalty,
     )  # fmt: skip
-    found = decoding.beam(MODEL, prompt, 4, 10, None, penalty, n_best=4)
+    found = beam(MODEL, prompt, 4, 10, None, penalty, n_best=4)
     assert [hypothesis.tokens for hypothesis in found] == expected[:, 3:].tolist()
 
 
 def test_log_probabilities_are_the_models():
-    for hypothesis in decoding.beam(MODEL, [1, 2], 3, 8, eos_id=7, n_best=3):
+    for hypothesis in beam(MODEL, [1, 2], 3, 8, eos_id=7, n_best=3):
         tokens = torch.tensor([[1, 2, *hypothesis.tokens]])
         log_probs = MODEL(tokens, targets=tokens)[0].double().log_softmax(-1)[0]
         spelled = sum(log_probs[place, token].item() for place, token in enumerate(tokens[0, 2:], start=1))
@@ -108,7 +109,7 @@ def test_log_probabilities_are_the_models():
 def test_numbers_out_of_range_and_no_room():
     for options in ({"width": 0}, {"width": 2, "n_best": 3}, {"width": 2, "length_penalty": -1.0}):
         with pytest.raises(ValueError, match="no beam of width"):
-            decoding.beam(MODEL, [1], max_new_tokens=3, **options)
+            beam(MODEL, [1], max_new_tokens=3, **options)
     with pytest.raises(ValueError, match="a prompt is empty"):
-        decoding.beam(MODEL, [], 2, 3)
-    assert decoding.beam(MODEL, [1], 2, 0)[0].tokens == []
+        beam(MODEL, [], 2, 3)
+    assert beam(MODEL, [1], 2, 0)[0].tokens == []

@@ -1,4 +1,4 @@
-"""The classifiers: a sentence's scores are its own, whatever batch it stands in; scores against spelled-out sums."""
+"""The classifiers: scores do not depend on the batch, and equal sums computed by hand; their files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier, real_lengths
-from engine.io.checkpoint import CheckpointError, load_plain
+from engine.io.checkpoint import CheckpointError, load_plain, save_checkpoint
 from llama import Llama, from_checkpoint
 from lora import apply_lora, get_lora_optimizer_params, merge_lora_weights
-from tasks.sentiment.checkpoint import load_adapter, load_classifier, save_adapter, save_classifier
+from tasks.sentiment.checkpoint import ClassifierInfo, load_adapter, load_classifier, save_adapter, save_classifier
 from tasks.sentiment.data import prompt_suffix
 from tests.tiny import CONFIG, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 from utils import pad
 
 NAMES = ["awful", "quite bad", "excellent"]
+INFO = ClassifierInfo(NAMES, TOKENIZER, max_sentence_len=9, dtype="bfloat16", batch_size=5)
 SENTENCES = ["Fine.", "A long and winding film about a dog, a boat and the sea.", "It was dull, I thought.", "No!"]
 
 
@@ -164,18 +165,21 @@ def trained_lora() -> LlamaEmbeddingClassifier:
 @torch.no_grad()
 def test_classifier_and_adapter_come_back_from_their_files(tmp_path, tokenizer):
     model, ids = trained_lora(), pad(rows(tokenizer), 3)
-    expected = model(ids)
-    save_adapter(tmp_path / "adapter.pt", model)
+    expected, base = model(ids), llama()
+    save_checkpoint(tmp_path / "base.pt", base.config, base.state_dict(), TOKENIZER)
+    save_adapter(tmp_path / "adapter.pt", model, INFO, tmp_path / "base.pt")
     restored = LlamaEmbeddingClassifier(config(option="lora"), llama())
     apply_lora(restored.llama, rank=4, alpha=2.0)
     load_adapter(tmp_path / "adapter.pt", restored)
     assert torch.equal(restored.eval()(ids), expected)
     merge_lora_weights(model)
     assert torch.allclose(model(ids), expected, atol=1e-5)
-    save_classifier(tmp_path / "merged.pt", model, NAMES, TOKENIZER)
-    loaded, names, tokenizer_path = load_classifier(tmp_path / "merged.pt")
-    assert torch.equal(loaded(ids), model(ids)) and names == NAMES
-    assert tokenizer_path.resolve() == TOKENIZER.resolve()
+    save_classifier(tmp_path / "merged.pt", model, INFO)
+    for name in ("merged.pt", "adapter.pt"):
+        loaded, info = load_classifier(tmp_path / name)
+        assert torch.equal(loaded(ids), model(ids)) and info.label_names == NAMES
+        assert info.tokenizer.resolve() == TOKENIZER.resolve()
+        assert (info.max_sentence_len, info.dtype, info.batch_size) == (9, "bfloat16", 5)
     kept = load_plain(tmp_path / "adapter.pt")["model"]
     assert all("lora_" in name or name.startswith("classifier_head.") for name in kept)
     assert (tmp_path / "adapter.pt").stat().st_size < (tmp_path / "merged.pt").stat().st_size / 10
@@ -183,7 +187,9 @@ def test_classifier_and_adapter_come_back_from_their_files(tmp_path, tokenizer):
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
     model = trained_lora()
-    save_adapter(tmp_path / "adapter.pt", model)
+    base = llama(dim=16)
+    save_checkpoint(tmp_path / "base.pt", base.config, base.state_dict(), TOKENIZER)
+    save_adapter(tmp_path / "adapter.pt", model, INFO, tmp_path / "base.pt")
     other = LlamaEmbeddingClassifier(config(option="lora"), llama())
     apply_lora(other.llama, rank=2, alpha=2.0)
     with pytest.raises(CheckpointError, match="rank 4"):
@@ -192,8 +198,20 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     apply_lora(five.llama, rank=4, alpha=2.0)
     with pytest.raises(CheckpointError, match="another model"):
         load_adapter(tmp_path / "adapter.pt", five)
-    with pytest.raises(CheckpointError, match="not a classifier"):
+    with pytest.raises(CheckpointError, match="not a classifier or adapter"):
+        load_classifier(tmp_path / "base.pt")
+    with pytest.raises(CheckpointError, match=r"is damaged: .* size mismatch for tok_embeddings.weight") as error:
+        load_classifier(tmp_path / "adapter.pt")  # the base has another width
+    assert "\n" not in str(error.value)
+    write_tiny_checkpoint(tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="another base model"):
+        load_classifier(tmp_path / "adapter.pt", tmp_path / "other.pt")
+    (tmp_path / "base.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="name it with --pretrained-model-path"):
         load_classifier(tmp_path / "adapter.pt")
+    save_classifier(tmp_path / "whole.pt", merge_lora_weights(model), INFO)
+    with pytest.raises(CheckpointError, match="is a whole model"):
+        load_classifier(tmp_path / "whole.pt", tmp_path / "other.pt")
 
 
 @torch.no_grad()

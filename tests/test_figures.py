@@ -66,10 +66,14 @@ def test_readme_repeats_the_sentiment_figures():
     assert shown == {name: [measured[row]["dev_acc"], measured[row]["test_acc"]] for name, row in names.items()}
 
 
-def test_tf_idf_is_what_was_measured():
-    shown = {row[0]: row[1:] for row in table_rows("docs/sentiment.md", "CFIMDB")}
-    tfidf = SENTIMENT["tfidf"]["cfimdb"]
-    assert shown["TF-IDF and logistic regression"] == [f"{tfidf[name]:.3f}" for name in ("dev_acc", "dev_macro_f1")]
+@pytest.mark.parametrize(
+    ("data", "heading", "columns"),
+    [("sst", "SST-5", METRICS), ("cfimdb", "CFIMDB", ("dev_acc", "dev_macro_f1"))],
+)
+def test_tf_idf_is_what_was_measured(data, heading, columns):
+    shown = {row[0]: row[1:] for row in table_rows("docs/sentiment.md", heading)}
+    tfidf = SENTIMENT["tfidf"][data]
+    assert shown["TF-IDF and logistic regression"] == [f"{tfidf[name]:.3f}" for name in columns]
 
 
 def test_the_speeds_of_generation_are_what_was_measured():

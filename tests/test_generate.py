@@ -109,8 +109,8 @@ def test_contradictions_are_refused(checkpoint, capsys, flags, said):
 
 
 def test_bfloat16_is_what_the_flag_says(checkpoint, monkeypatch):
-    kinds, make_lean = [], generate.make_lean
-    monkeypatch.setattr(generate, "make_lean", lambda model, kind: kinds.append(kind) or make_lean(model, kind))
+    kinds, choose_step = [], generate.choose_step
+    monkeypatch.setattr(generate, "choose_step", lambda model, dtype: kinds.append(dtype) or choose_step(model, dtype))
     base = ["--pretrained-model-path", str(checkpoint), "--prompt", "Once", "--max_new_tokens", "5"]
     assert run_llama.main([*base, "--dtype", "bfloat16"]) == 0
     assert run_llama.main([*base, "--quantize", "int8"]) == 0
@@ -187,7 +187,7 @@ def test_sigint_ends_a_running_process_with_what_there_is_on_screen(checkpoint, 
         [sys.executable, str(ROOT / "run_llama.py"), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )
     shown = b""
-    while len(shown) < 600:
+    while len(shown) < 1200:
         shown += process.stdout.read(100)
     process.send_signal(signal.SIGINT)
     rest, said = process.communicate(timeout=60)

@@ -91,8 +91,8 @@ def test_imports_follow_the_folders(module):
         ("llama", "tasks.plots", False),
         ("tasks.stories.pretrain", "tasks.sentiment.data", False),
         ("tasks.submission.check", "tasks.sentiment.data", True),
-        ("tasks.sentiment.task", "run_llama", False),
-        ("tasks.sentiment.task", "tests.tiny", False),
+        ("tasks.sentiment.training", "run_llama", False),
+        ("tasks.sentiment.training", "tests.tiny", False),
     ],
 )
 def test_the_rule_says_what_design_says(module, imported, fits):
@@ -119,7 +119,7 @@ def test_packages_stay_where_they_belong(module):
 @pytest.mark.parametrize("module", ALL)
 def test_files_and_functions_stay_short(module):
     path = ALL[module]
-    assert len(path.read_text("utf-8").splitlines()) <= 350
+    assert len(path.read_text("utf-8").splitlines()) <= (400 if module in TOP else 350)
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 50, f"{path.name}: {node.name}"

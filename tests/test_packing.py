@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import run_llama
 from engine.io.checkpoint import load_plain
-from engine.model.masks import counted
+from engine.model.masks import document_positions, padded_positions
 from engine.train import run_log
 from engine.train.losses import IGNORED, token_nll
 from tasks import cli
@@ -91,7 +91,7 @@ def test_losses_and_gradients_are_those_of_rows_apart(kind, recompute):
     for batches in packed_and_apart():
         (batch,) = batches.epoch(0)
         tokens, targets = batches.tensors(batch)
-        hidden = model.hidden_states(tokens, padding_mask=batches.documents(batch)).flatten(0, 1)
+        hidden = model.hidden_states(tokens, document_ids=batches.documents(batch)).flatten(0, 1)
         loss = F.cross_entropy(model.output(hidden), targets.flatten(), ignore_index=IGNORED)
         loss.backward()
         found.append({"loss": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}})
@@ -109,7 +109,7 @@ def test_crossing_lets_a_document_see_those_before_it_and_no_other():
         (batch,) = batches.in_order()
         tokens, targets = batches.tensors(batch)
         with torch.no_grad():
-            hidden = model.hidden_states(tokens, padding_mask=batches.documents(batch))
+            hidden = model.hidden_states(tokens, document_ids=batches.documents(batch))
             nll[batches] = token_nll(hidden.flatten(0, 1), model.output.weight, targets.flatten()).view(targets.shape)
     first = apart.documents(apart.in_order()[0]) == 1
     assert torch.allclose(nll[packed][first], nll[apart][first], atol=1e-4)
@@ -118,8 +118,8 @@ def test_crossing_lets_a_document_see_those_before_it_and_no_other():
 
 def test_positions_start_anew_with_each_document():
     numbers = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 3, 3, 3, 3, 3, 3]])
-    assert counted(numbers).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 0, 1, 2, 3, 4, 5]]
-    assert counted(numbers > 0)[0].tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
+    assert document_positions(numbers).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 0, 1, 2, 3, 4, 5]]
+    assert padded_positions(numbers > 0)[0].tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
 
 
 @pytest.mark.parametrize("packing", ["separate", "crossing"])

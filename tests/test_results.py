@@ -128,7 +128,7 @@ class Recorder:
 
 
 def test_rows_are_known_by_their_option():
-    assert [option_of(row) for row in ("zero-shot, pieces in turn", "finetune, rate 2e-5", "lora, rate 2e-3")] == [
+    assert [option_of(row) for row in ("zero-shot, sequence scoring", "finetune, rate 2e-5", "lora, rate 2e-3")] == [
         "prompt", "finetune", "lora",
     ]  # fmt: skip
     assert mean_of([{"a": 0.5}, {}], "a") == "0.500" and mean_of([{}], "a") == "–"

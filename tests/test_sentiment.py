@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
+import classifier
+import lora
 import run_llama
+from bench import sentiment_table
 from engine.io.checkpoint import load_plain
 from engine.train import run_log
 from tasks import cli
+from tasks.sentiment import training
 from tasks.sentiment.checkpoint import load_classifier
-from tasks.sentiment.flags import LoraSettings
+from tasks.sentiment.flags import LoraSettings, PromptSettings
 from tests.tiny import CLOCKS, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 
@@ -33,14 +37,15 @@ def model(tmp_path) -> Path:
 
 def flags(option: str, model: Path, *more: str, name: str = "reviews") -> list[str]:
     folder, data = model.parent, ROOT / "data"
-    places = [f"--{split}={data}/{name}-{split}.txt" for split in ("train", "dev", "test")]
+    inputs = [f"--{split}={data}/{name}-{split}.txt" for split in ("train", "dev", "test")]
     outs = [f"--{split}_out={folder}/{name}-{split}-{METHODS[option]}-output.txt" for split in ("dev", "test")]
     names = [f"--label-names={data}/{name}-label-mapping.json", f"--pretrained-model-path={model}"]
-    return ["--option", option, *places, *outs, *names, f"--save_dir={folder}/runs", "--threads", "1", *more]
+    return ["--option", option, *inputs, *outs, *names, f"--save_dir={folder}/runs", "--threads", "1", *more]
 
 
 def run_folder(model: Path, run: str) -> Path:
-    return model.parent / "runs" / run
+    """The folder of a run whose name ends with the test's own model and with what else differs."""
+    return next((model.parent / "runs").glob(f"{run}-*"))
 
 
 def test_the_courses_defaults_are_kept():
@@ -96,7 +101,7 @@ def test_zero_shot_prints_and_writes_as_the_course(model, capsys, name):
 
 def test_zero_shot_has_a_second_scoring_and_calibration(model, capsys):
     assert run_llama.main(flags("prompt", model, "--label_scoring", "sequence", "--calibrate")) == 0
-    assert "calibrated by" in capsys.readouterr().out
+    assert "calibrated with" in capsys.readouterr().out
     assert run_llama.main(flags("prompt", model, "--pooling", "last_column", "--no_causal_mask")) == 0
 
 
@@ -116,12 +121,12 @@ def test_a_model_learns_and_is_kept(model, capsys, option):
     assert f"dev acc :: {result['dev_acc']:.3f}\n" in shown and f"test acc :: {result['test_acc']:.3f}\n" in shown
     for split in ("dev", "test"):
         assert (run / f"{split}-confusion.png").read_bytes().startswith(b"\x89PNG")
-    classifier, names, _ = load_classifier(run / ("merged.pt" if option == "lora" else "best.pt"))
-    assert names == ["bad", "good"]
+    trained_model, info = load_classifier(run / ("merged.pt" if option == "lora" else "best.pt"))
+    assert info.label_names == ["bad", "good"]
     written = predictions(model.parent / f"reviews-test-{METHODS[option]}-output.txt")
     ids = torch.tensor([load_tokenizer(TOKENIZER).encode(written[0][1], bos=True, eos=False)])
     with torch.autocast("cpu", torch.bfloat16):
-        assert classifier(ids).argmax().item() == int(written[0][0])
+        assert trained_model(ids).argmax().item() == int(written[0][0])
 
 
 def test_the_trained_share_is_said_and_the_adapter_is_small(model, capsys):
@@ -163,8 +168,8 @@ def test_several_seeds_are_summed_up(model, capsys):
     [
         ("finetune", ["--train", "nothing.txt"], "no such file: nothing.txt (setup.sh"),
         ("lora", ["--lora_rank", "17"], "rank 17"),
-        ("lora", ["--seeds", "1", "1"], "twice"),
-        ("prompt", ["--label_scoring", "sequence", "--pooling", "last_column"], "reads padding"),
+        ("lora", ["--seeds", "1", "1"], "the same seed twice"),
+        ("prompt", ["--label_scoring", "sequence", "--pooling", "last_column"], "cannot be combined"),
         ("prompt", ["--dev_out", "no/folder/x-dev-prompting-output.txt"], "there is no folder"),
         ("prompt", ["--use_gpu"], "no CUDA device"),
     ],
@@ -208,7 +213,7 @@ def test_killed_in_the_middle_and_resumed_to_the_same_bits(model, option, tmp_pa
         return [flag.replace(str(tmp_path), f"{tmp_path}/{folder}") if flag.startswith(own) else flag for flag in plain]
 
     assert run_llama.main(given("whole")) == 0
-    run = f"runs/{option}-reviews-0.001-6-1337"
+    run = f"runs/{option}-reviews-0.001-6-1337-model=tiny"
     state = tmp_path / "killed" / run / "last.pt"
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "run_llama.py", *given("killed")], **quiet) as process:
@@ -231,5 +236,81 @@ def test_killed_in_the_middle_and_resumed_to_the_same_bits(model, option, tmp_pa
 
 def test_another_run_is_not_resumed(model, capsys):
     assert run_llama.main(flags("finetune", model, "--epochs", "1")) == 0
-    assert run_llama.main(flags("finetune", model, "--epochs", "1", "--resume", "--batch_size", "9")) == 2
-    assert "begun with batch_size 8, not 9" in capsys.readouterr().err
+    (model.parent / "reviews-train.txt").write_text("0 ||| dull\n1 ||| lovely\n", encoding="utf-8")
+    train = f"--train={model.parent}/reviews-train.txt"
+    assert run_llama.main([*flags("finetune", model, "--epochs", "1", "--resume"), train]) == 2
+    assert "begun with train " in capsys.readouterr().err
+    assert run_llama.main(flags("finetune", model, "--epochs", "1", "--resume", "--batch_size", "9")) == 0
+    assert "nothing to resume in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "more", "expected"),
+    [
+        ("finetune", ["--lr=2e-5"], "finetune-sst-2e-05-5-1337-batch_size=8"),
+        ("finetune", ["--batch_size=80", "--epochs=3", "--seed=7"], "finetune-sst-2e-05-3-7"),
+        ("lora", ["--batch_size=80", "--lora_rank=4", "--lora_alpha=1.0"], "lora-sst-2e-05-5-1337"),
+        ("lora", ["--batch_size=80", "--lora_rank=8", "--no_causal_mask", "--max_grad_norm=0.5"],
+         "lora-sst-2e-05-5-1337-max_grad_norm=0.5-no_causal_mask-lora_rank=8"),
+        ("finetune", ["--batch_size=80", "--pretrained-model-path=models/stories.pt", "--save_every=9", "--threads=2"],
+         "finetune-sst-2e-05-5-1337-model=stories"),
+    ],
+)  # fmt: skip
+def test_a_run_folders_name_gains_what_differs_from_the_courses_command(option, more, expected):
+    outs = [f"--{split}_out=x-{split}-{METHODS[option]}-output.txt" for split in ("dev", "test")]
+    settings = cli.parse(run_llama.PROGRAM, ["--option", option, "--train=data/sst-train.txt", *outs, *more])[1]
+    name = training.run_folder(settings, settings.seed).name
+    assert sorted(name.split("-")) == sorted(expected.split("-")) and name.startswith(f"{option}-sst-2e-05-")
+
+
+def test_a_runs_recipe_repeats_it(model, capsys):
+    given = ["--epochs", "1", "--lr", "1e-3", "--batch_size", "16", "--seeds", "5", "6"]
+    assert run_llama.main(flags("finetune", model, *given)) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("predictions in ") == 2 and f"{model.parent}/reviews-dev-finetuning-output.txt" in shown
+    folder = run_folder(model, "finetune-reviews-0.001-1-6")
+    names = ("result.json", "log.jsonl", "reviews-dev-finetuning-output.txt", "reviews-test-finetuning-output.txt")
+    before = [_without_clocks(folder / name) for name in names]
+    recipe = model.parent / "again.toml"
+    recipe.write_text((folder / "recipe.toml").read_text("utf-8"), encoding="utf-8")
+    for name in names:
+        (folder / name).unlink()
+    assert run_llama.main(["--recipe", str(recipe)]) == 0
+    assert [_without_clocks(folder / name) for name in names] == before
+
+
+def _without_clocks(path: Path):
+    if path.suffix != ".jsonl":
+        return path.read_text("utf-8")
+    return [{**record, **CLOCKS} for record in run_log.read(path)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("[fl]*.toml")), ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_the_rows_of_the_table(path):
+    option, settings = cli.parse(run_llama.PROGRAM, ["--recipe", str(path)])
+    assert option in ("finetune", "lora") and Path(settings.dev_out).parent == Path("runs")
+    if path.stem == "finetune_reviews":
+        return
+    data = Path(settings.train).stem.removesuffix("-train")
+    measured = json.loads((ROOT / "docs" / "sentiment_results.json").read_text("utf-8"))
+    rows = [row for row in sentiment_table.TRAINED if row.startswith(option) and _has_flags(settings, row)]
+    assert len(rows) == 1 and settings.epochs == measured["epochs"]
+    assert settings.batch_size == sentiment_table.BATCH_SIZES[data]
+    assert Path(settings.pretrained_model_path).name == measured["model"]
+    for seed in settings.seeds:
+        assert measured["runs"][f"{data} | {rows[0]} | {seed}"]["dtype"] == settings.dtype
+
+
+def _has_flags(settings, row: str) -> bool:
+    """Whether the recipe has exactly the flags of a row of the table."""
+    outs = [f"--{split}_out=x-{split}-{METHODS[settings.option]}-output.txt" for split in ("dev", "test")]
+    expected = cli.parse(run_llama.PROGRAM, ["--option", settings.option, *outs, *sentiment_table.TRAINED[row]])[1]
+    names = ("lr", "schedule", "warmup_steps", "weight_decay", "lora_rank", "lora_alpha", "lora_targets")
+    return all(getattr(settings, name, None) == getattr(expected, name, None) for name in names)
+
+
+def test_the_flags_offer_what_the_classifiers_accept():
+    entries = {entry.name: entry for entry in (*dataclasses.fields(PromptSettings), *dataclasses.fields(LoraSettings))}
+    expected = {"pooling": classifier.POOLINGS, "label_scoring": classifier.LABEL_SCORINGS}
+    expected |= {"lora_targets": tuple(lora.TARGETS)}
+    assert {name: entries[name].metadata["keywords"]["choices"] for name in expected} == expected

@@ -99,7 +99,7 @@ def test_sentences_are_cut_and_the_question_stays_whole():
     found = tokenise(examples_of([short, long]), tokenizer, limit=60, suffix=question)
     assert found.ids[0] == tokenizer.encode(f"{short} {question}", bos=True, eos=False)
     assert tokenizer.decode(found.ids[1]).endswith(question)
-    assert len(found.ids[1]) == 60 and found.cut == 1
+    assert len(found.ids[1]) == 60 and found.truncated == 1
     plain = tokenise(examples_of([short, long]), tokenizer, limit=60, max_len=5)
     assert plain.ids[1] == tokenizer.encode(long, bos=True, eos=False)[:6]
     assert all(ids[0] == tokenizer.bos_id and tokenizer.eos_id not in ids for ids in plain.ids)
@@ -121,7 +121,7 @@ def batches_of(lengths: list[int], batch_size: int, seed: int = 0) -> SentenceBa
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 5))
 def test_every_example_stands_in_one_batch(lengths, batch_size, epoch):
     batches = batches_of(lengths, batch_size)
-    for cut in (batches.epoch(epoch), batches.in_order(), batches.as_filed()):
+    for cut in (batches.epoch(epoch), batches.longest_first(), batches.in_file_order()):
         assert sorted(np.concatenate(cut).tolist()) == list(range(len(lengths)))
         assert sorted(len(batch) for batch in cut)[1:] == [batch_size] * (len(cut) - 1)
 
@@ -145,7 +145,7 @@ def test_little_padding_is_computed():
     batches = batches_of(lengths, 40)
     padded = sum(batches.tensors(batch)[0].numel() for batch in batches.epoch(0))
     assert padded < 1.1 * sum(lengths)
-    plain = sum(batches.tensors(batch)[0].numel() for batch in batches.as_filed())
+    plain = sum(batches.tensors(batch)[0].numel() for batch in batches.in_file_order())
     assert plain > 1.6 * sum(lengths)
 
 

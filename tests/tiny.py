@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from config import LlamaConfig
+from engine.decode.fast_step import DecodeStep, plain_step
 from engine.io.checkpoint import save_checkpoint
 from llama import Llama
 
@@ -24,15 +25,15 @@ def write_tiny_checkpoint(path: Path, config: LlamaConfig = CONFIG, tokenizer: P
     return model.eval()
 
 
-def step_logits(model: Llama, padded: bool) -> torch.Tensor:
-    """Logits after the tenth token of three random rows, by `Llama.step`; `padded`: the first begins with padding."""
+def step_logits(model: Llama, padded: bool, step: DecodeStep | None = None) -> torch.Tensor:
+    """Logits after the tenth token of three random rows, by a decode step; `padded`: the first begins with padding."""
     tokens = torch.randint(0, model.config.vocab_size, (3, 10), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(3, 10, dtype=torch.bool)
     mask[0, :4] = False
     cache = model.new_cache(3)
     with torch.no_grad():
         model.hidden_states(tokens[:, :-1], cache, mask[:, :-1] if padded else None)
-        logits = model.step(tokens[:, -1:], cache, mask if padded else None)
+        logits = (step or plain_step(model))(tokens[:, -1:], cache, mask if padded else None)
     assert cache.length == 10
     return logits.clone()
 

@@ -1,36 +1,39 @@
-"""Which way a loaded model takes single steps: on a CPU lean ones, guessed ahead where that pays; on a GPU captured.
+"""Decode steps: one token per row, given the tokens that a cache holds. `choose_step` picks the fastest for a model.
 
     python run_llama.py --option generate --quantize int8
-    python run_llama.py --option generate --use_gpu --dtype bfloat16
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
-from engine.decode.cpu_step import LeanStep, fits
-from engine.decode.cuda_step import StaticStep
-from engine.decode.speculative import Drafted
+from engine.decode.cpu_step import CpuStep, supports
+from engine.model.kv_cache import KVCache
+
+DecodeStep = Callable[[Tensor, KVCache, Tensor | None], Tensor]  # tokens (batch, 1), cache, padding mask -> logits
 
 
-def make_lean(model, kind: str = "float32") -> None:
-    """Prepares the fastest step with weights of this kind for a model that is only read; else leaves it as it is.
+def plain_step(model) -> DecodeStep:
+    """The model itself as a decode step: logits (batch, 1, vocab_size) after tokens (batch, 1)."""
 
-    On a GPU bfloat16 is that of all weights. Raises ValueError where another kind than float32 cannot be had.
+    @torch.inference_mode()
+    def step(tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None) -> Tensor:
+        return model(tokens, cache=cache, padding_mask=padding_mask)[0]
+
+    return step
+
+
+def choose_step(model, dtype: str = "float32") -> DecodeStep:
+    """The fused CPU step with weights of this precision where it supports the model, else the plain step.
+
+    The model may only be read afterwards: its weights are laid out anew, and packed ones replace the originals.
+    Raises ValueError where the plain step would have to serve a precision that it does not have.
     """
-    if fits(model.config) and model.device.type == "cpu":
-        step = LeanStep(model, kind, replaces=True)
-        model.lean_step = step if step.screen is None else Drafted(step)
-    elif fits(model.config) and model.device.type == "cuda" and kind != "int8":
-        if kind == "bfloat16":
-            round_weights(model)
-        model.lean_step = StaticStep(model)
-    elif kind != "float32":
-        where = "on a CPU" if kind == "int8" else "on a CPU or a CUDA GPU"
-        raise ValueError(f"{kind} products are for Llamas with rotary positions and SwiGLU, {where}")
-
-
-def round_weights(model) -> None:
-    """Rounds the parameters to bfloat16; the tables of positions stay in float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
+    if supports(model.config) and model.device.type == "cpu":
+        return CpuStep(model, dtype, replace=True)
+    if dtype != "float32":
+        raise ValueError(f"{dtype} weights for generation need a CPU and a Llama with rotary positions and SwiGLU")
+    return plain_step(model)

@@ -1,9 +1,8 @@
-"""Matrix products whose weights never change, laid out once for the fewest bytes a row: float32, bfloat16 and int8.
+"""Matrix products with constant weights, laid out once for single-row decoding: float32, bfloat16 and int8.
 
-Each maps x (rows, in) to (rows, out): `into` writes to a given place, `onto` adds to it. `Screened` finds the largest
-of the products without computing all of them.
+Each maps x (rows, in) to (rows, out): `write` stores the product in a buffer, `add` accumulates into one.
 
-    python -m bench.generate
+    python -m bench.fast_paths
 """
 
 from __future__ import annotations
@@ -14,168 +13,140 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-AT_ONCE = 1024  # rows that are worked on at a time, so that no second copy of a large weight is ever there
-LARGEST = 65_280.0  # the largest bfloat16 that float16 holds
-LARGE = 8192  # rows that are packed at a time where each packing costs a call of its own
+ROWS_PER_STEP = 1024  # rows quantized at a time, so that no second copy of a large weight exists
+LARGEST_BFLOAT16 = 65_280.0  # the largest bfloat16 that float16 can hold
+ROWS_PER_PACK = 8192  # rows packed together in float16
+TINY = 1e-12  # smallest scale, for rows of zeros
 
 
 class Dense:
-    """x · weight with weight (in, out) as it is: transposed, which a product with a single row reads fastest."""
+    """x · weight for a weight (in, out): the transposed layout is the fastest for a single row."""
 
     def __init__(self, weight: Tensor):
         self.weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(rows, out), new."""
+        """Returns (rows, out)."""
         return x @ self.weight
 
-    def into(self, place: Tensor, x: Tensor) -> None:
-        """place = x · weight."""
-        torch.mm(x, self.weight, out=place)
+    def write(self, buffer: Tensor, x: Tensor) -> None:
+        """buffer = x · weight."""
+        torch.mm(x, self.weight, out=buffer)
 
-    def onto(self, place: Tensor, x: Tensor) -> None:
-        """place += x · weight."""
-        place.addmm_(x, self.weight)
-
-
-class Upright:
-    """x · weightᵀ with weight (out, in) as it is, in which each output, and each embedding, is read in one piece."""
-
-    def __init__(self, weight: Tensor):
-        self.weight = weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(rows, out), new; a single row by the matrix-vector product, which reads twice as fast as `F.linear`."""
-        return self.weight.mv(x[0])[None] if len(x) == 1 else F.linear(x, self.weight)
+    def add(self, buffer: Tensor, x: Tensor) -> None:
+        """buffer += x · weight."""
+        buffer.addmm_(x, self.weight)
 
 
 class Narrow(Dense):
-    """`Dense` with few outputs: for one row on one thread it is an embedding bag, every row of the weight times x's.
+    """`Dense` for few outputs: a single row on one thread is an embedding bag over all rows of the weight.
 
-    That kernel reads the weight from its first byte to its last, which memory likes almost twice as well as the
-    matrix product's way of reading one whose rows are short.
+    The embedding-bag kernel reads the weight sequentially, at a higher bandwidth than `mm` for short rows.
     """
 
     WIDEST = 640  # outputs that the kernel keeps in registers
 
     def __init__(self, weight: Tensor):
         super().__init__(weight)
-        self.every, self.start = torch.arange(len(weight), dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        self.indices, self.offsets = torch.arange(len(weight), dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
 
-    def onto(self, place: Tensor, x: Tensor) -> None:
-        """place += x · weight."""
+    def add(self, buffer: Tensor, x: Tensor) -> None:
+        """buffer += x · weight."""
         if len(x) > 1 or torch.get_num_threads() > 1:
-            place.addmm_(x, self.weight)
-        else:  # no scaling by frequency, mode 0: the sum, no sparse gradients
-            place.add_(torch.embedding_bag(self.weight, self.every, self.start, False, 0, False, x[0])[0])
+            buffer.addmm_(x, self.weight)
+        else:  # mode 0 is the sum
+            buffer.add_(torch.embedding_bag(self.weight, self.indices, self.offsets, False, 0, False, x[0])[0])
 
 
 class Packed:
-    """x · weightᵀ by a kernel that has packed weight (out, in) in its own way."""
+    """x · weightᵀ by a kernel that packed weight (out, in) in its own layout."""
 
     def __init__(self, product: Callable[[Tensor], Tensor]):
         self.product = product
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(rows, out), new."""
+        """Returns (rows, out)."""
         return self.product(x)
 
-    def into(self, place: Tensor, x: Tensor) -> None:
-        """place = x · weightᵀ."""
-        place.copy_(self.product(x))
+    def write(self, buffer: Tensor, x: Tensor) -> None:
+        """buffer = x · weightᵀ."""
+        buffer.copy_(self.product(x))
 
-    def onto(self, place: Tensor, x: Tensor) -> None:
-        """place += x · weightᵀ."""
-        place.add_(self.product(x))
+    def add(self, buffer: Tensor, x: Tensor) -> None:
+        """buffer += x · weightᵀ."""
+        buffer.add_(self.product(x))
+
+
+class PackedLinear(nn.Module):
+    """A packed product as a layer of the plain model, for inputs of any shape (..., in)."""
+
+    def __init__(self, product: Packed):
+        super().__init__()
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return self.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
 
 def bfloat16(weight: Tensor) -> Packed:
-    """Weight (out, in) rounded to bfloat16; x and the sums in float32.
+    """Weight (out, in) rounded to bfloat16; activations and sums stay in float32.
 
-    On x86 the rounded weights are kept in float16, whose kernel is the faster: it holds a bfloat16 of magnitude
-    6e-5 to 65,280 exactly, and a smaller one to 3e-8. Elsewhere, and beyond that range, the product is torch's own.
+    On x86 the rounded weights are stored in float16, which has the faster kernel and holds every bfloat16 between 6e-5
+    and 65,280 exactly. Elsewhere, and for larger weights, torch's own bfloat16 product is used.
     """
-    if torch.backends.quantized.engine in ("x86", "fbgemm") and -weight.min() <= LARGEST >= weight.max():
-        product = torch.ops.quantized.linear_dynamic_fp16
-        parts = [torch.ops.quantized.linear_prepack_fp16(p.bfloat16().float(), None) for p in weight.split(LARGE)]
-        if len(parts) == 1:
-            return Packed(lambda x: product(x, parts[0]))
-        return Packed(lambda x: torch.cat([product(x, part) for part in parts], dim=1))
     rounded = weight.bfloat16()
-    return Packed(lambda x: F.linear(x.bfloat16(), rounded).float())
+    x86 = torch.backends.quantized.engine in ("x86", "fbgemm")
+    if not x86 or weight.abs().max() > LARGEST_BFLOAT16:
+        return Packed(lambda x: F.linear(x.bfloat16(), rounded).float())
+    product = torch.ops.quantized.linear_dynamic_fp16
+    packs = [torch.ops.quantized.linear_prepack_fp16(part.float(), None) for part in rounded.split(ROWS_PER_PACK)]
+    if len(packs) == 1:
+        return Packed(lambda x: product(x, packs[0]))
+    return Packed(lambda x: torch.cat([product(x, pack) for pack in packs], dim=1))
 
 
 def int8(weight: Tensor) -> Packed:
-    """Weight (out, in) in int8 with a scale for each output; x in 8 bits as it comes, with one scale a call."""
-    packed, seven_bits = torch.ops.quantized.linear_prepack(_rounded(weight), None), saturates()
-    return Packed(lambda x: torch.ops.quantized.linear_dynamic(x, packed, seven_bits))
+    """Weight (out, in) in int8 with one scale per output; activations in 8 bits (7 without VNNI), one scale per row.
+
+    The kernel takes one scale per call, from the extremes of its input. So every row is divided by its largest
+    magnitude, and two constant columns, 1 and −1 with zero weights, fix the extremes: no row depends on another.
+    """
+    inner = weight.shape[1]
+    packed = torch.ops.quantized.linear_prepack(_quantized(weight), None)
+    reduce_range, buffers = saturates(), {}
+
+    def product(x: Tensor) -> Tensor:
+        buffer = buffers.get(len(x))
+        if buffer is None:
+            buffers.clear()
+            buffer = buffers[len(x)] = torch.ones(len(x), inner + 2)
+            buffer[:, -1] = -1.0
+        largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=1, keepdim=True).clamp_(min=TINY)
+        torch.div(x, largest, out=buffer[:, :inner])
+        return torch.ops.quantized.linear_dynamic(buffer, packed, reduce_range).mul_(largest)
+
+    return Packed(product)
 
 
-def _scales(weight: Tensor) -> Tensor:
-    """What 1 of each row's int8 stands for: (out,)."""
-    return (torch.linalg.vector_norm(weight, ord=torch.inf, dim=1) / 127.0).clamp(min=1e-12)
-
-
-def _rounded(weight: Tensor) -> Tensor:
-    """The quantised tensor, symmetric, one scale a row."""
-    scales, whole = _scales(weight), torch.empty(weight.shape, dtype=torch.int8)
-    for some in range(0, len(weight), AT_ONCE):
-        rows = slice(some, some + AT_ONCE)
-        whole[rows] = (weight[rows].float() / scales[rows, None]).round_()
-    with warnings.catch_warnings():  # torch means to drop such tensors; their kernels are its fastest
+def _quantized(weight: Tensor) -> Tensor:
+    """The quantized tensor (out, in + 2), symmetric, with one scale per row and two columns of zeros."""
+    scales = (torch.linalg.vector_norm(weight, ord=torch.inf, dim=1) / 127.0).clamp(min=TINY)
+    whole_numbers = torch.zeros(len(weight), weight.shape[1] + 2, dtype=torch.int8)
+    for start in range(0, len(weight), ROWS_PER_STEP):
+        rows = slice(start, start + ROWS_PER_STEP)
+        whole_numbers[rows, :-2] = (weight[rows].float() / scales[rows, None]).round_()
+    with warnings.catch_warnings():  # torch intends to remove such tensors, but their kernels are its fastest
         warnings.simplefilter("ignore", UserWarning)
         zeros = torch.zeros(len(weight), dtype=torch.long)
-        return torch._make_per_channel_quantized_tensor(whole, scales.double(), zeros, 0)
+        return torch._make_per_channel_quantized_tensor(whole_numbers, scales.double(), zeros, 0)
 
 
 @cache
 def saturates() -> bool:
-    """Whether this processor's kernel overflows with 8 bits on both sides, so that x must have 7 (no VNNI)."""
-    largest = _rounded(torch.ones(16, 64))
-    packed = torch.ops.quantized.linear_prepack(largest, None)
-    return bool((torch.ops.quantized.linear_dynamic(torch.ones(1, 64), packed, False) - 64.0).abs().max() > 1.0)
-
-
-class Screened:
-    """x · weightᵀ with weight (out, in) in float32, exact where a row's largest may stand and by int8 elsewhere.
-
-    The largest of each row is therefore that of the whole product, at little more than the int8 bytes. With
-    w = ŵ + Δw and x = x̂ + Δx, what int8 leaves out is w·x − ŵ·x̂ = Δw·x + ŵ·Δx, at most ‖Δw‖‖x‖ + ‖ŵ‖‖Δx‖
-    (Cauchy-Schwarz): outputs that this could lift to the top are computed from the weights themselves.
-    """
-
-    SLACK = 1.001  # for the rounding of the bound itself
-    MANY = 64  # one output in so many computed exactly: beyond that the whole product is no slower
-
-    def __init__(self, weight: Tensor):
-        self.screen, self.seven_bits = int8(weight), saturates()
-        norms = []
-        for part in weight.split(AT_ONCE):
-            scales = _scales(part)[:, None]
-            near = (part / scales).round_().mul_(scales)
-            norms.append(torch.stack([(part - near).norm(dim=1), near.norm(dim=1)]))
-        self.norms = torch.cat(norms, dim=1) * self.SLACK  # (2, out): ‖Δw‖, ‖ŵ‖
-
-    def __call__(self, x: Tensor, whole: Upright) -> Tensor:
-        """(rows, out), new; `whole` is the product itself."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            near = torch.quantize_per_tensor_dynamic(x, torch.quint8, self.seven_bits).dequantize()
-        sizes = torch.stack([x.norm(dim=1), (x - near).norm(dim=1) + 1e-5 * x.norm(dim=1)], dim=1)
-        found = self.screen(x)
-        rows, places = self._close(found, sizes)
-        if len(rows) * self.MANY > found.numel():
-            return whole(x)
-        found[rows, places] = (whole.weight[places] * x[rows]).sum(dim=1)
-        return found
-
-    def _close(self, found: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and places of the outputs that may be the largest: first by a bound for all, then by each one's own."""
-        least = found.amax(dim=1) - 2.0 * (sizes @ self.norms.amax(dim=1))
-        rows, places = torch.nonzero(found >= least[:, None], as_tuple=True)
-        near, off = found[rows, places], (sizes[rows] * self.norms.T[places]).sum(dim=1)
-        floor = near.new_full((len(found),), -torch.inf).scatter_reduce_(0, rows, near - off, "amax")
-        kept = near + off >= floor[rows]
-        return rows[kept], places[kept]
+    """True if the int8 kernel saturates on this CPU (no VNNI), so that activations must use 7 bits."""
+    packed = torch.ops.quantized.linear_prepack(_quantized(torch.ones(16, 64)), None)
+    x = torch.ones(1, 66)
+    return bool((torch.ops.quantized.linear_dynamic(x, packed, False) - 64.0).abs().max() > 1.0)

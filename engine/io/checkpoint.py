@@ -20,6 +20,7 @@ from config import LlamaConfig
 from engine.io.files import atomic_path, check_readable
 
 FORMAT = "min-llama"
+CLASSIFIER_FORMAT = "min-llama-classifier"  # of a trained classifier, whose backbone can be read as a model
 LLAMA2C_NAMES = {"wq": "compute_query", "wk": "compute_key", "wv": "compute_value", "wo": "compute_output"}
 BIN_HEADER = struct.Struct("<7i")
 
@@ -53,7 +54,7 @@ def read_checkpoint(path: str | os.PathLike, norm: str | None = None, mapped: bo
     content = load_plain(path, mapped)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a checkpoint of a model")
-    if content.get("format") == FORMAT:
+    if content.get("format") in (FORMAT, CLASSIFIER_FORMAT):
         return _checked(path, _own(path, content), norm=None)
     if "model" in content and "model_args" in content:
         return _checked(path, _foreign(path, content), norm)
@@ -105,7 +106,9 @@ def _beside(path: Path, name: str) -> Path | None:
 def _own(path: Path, content: dict) -> Checkpoint:
     try:
         config = LlamaConfig.from_dict(content["config"])
-        state = {name: tensor.float() for name, tensor in content["model"].items()}
+        prefix = "llama." if content["format"] == CLASSIFIER_FORMAT else ""
+        tensors = {n.removeprefix(prefix): tensor for n, tensor in content["model"].items() if n.startswith(prefix)}
+        state = {name: tensor.float() for name, tensor in tensors.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     tokenizer = path.parent / content["tokenizer"] if content.get("tokenizer") else None

@@ -1,6 +1,6 @@
-"""What each query of an attention may see: causal order, padding, a cache's past, and ALiBi's bias.
+"""Attention masks: causal order, padding, packed documents, cached tokens, and ALiBi's bias.
 
-    python -c "import torch; from engine.model.masks import counted as p; print(p(torch.ones(1, 3) > 0))"
+    python -m pytest tests/test_packing.py
 """
 
 from __future__ import annotations
@@ -11,47 +11,56 @@ from torch import Tensor
 from engine.model.positions import alibi_bias
 
 
-def counted(padding_mask: Tensor) -> Tensor:
-    """Positions (batch, tokens) that count real tokens alone; `padding_mask` is True on them.
+def padded_positions(padding_mask: Tensor) -> Tensor:
+    """Positions (batch, tokens) that count real tokens only; `padding_mask` is True on them."""
+    return (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
-    Where it holds numbers of documents that stand side by side (0: padding), each is counted from its own start.
-    """
-    if padding_mask.dtype == torch.bool:
-        return (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    places = torch.arange(padding_mask.shape[1], device=padding_mask.device)
-    begins = padding_mask != padding_mask.roll(1, dims=1)
-    begins[:, 0] = True
-    return places - (places * begins).cummax(dim=1).values
+
+def document_positions(document_ids: Tensor) -> Tensor:
+    """Positions (batch, tokens) counted from the start of each document of a packed row."""
+    columns = torch.arange(document_ids.shape[1], device=document_ids.device)
+    starts = document_ids != document_ids.roll(1, dims=1)
+    starts[:, 0] = True
+    return columns - (columns * starts).cummax(dim=1).values
 
 
 def attention_mask(
-    past: int, seqlen: int, padding_mask: Tensor | None, causal: bool, slopes: Tensor | None, device: torch.device
+    tokens: Tensor,
+    past: int,
+    causal: bool,
+    slopes: Tensor | None = None,
+    padding_mask: Tensor | None = None,
+    document_ids: Tensor | None = None,
 ) -> Tensor | None:
-    """What `seqlen` queries behind `past` cached tokens may see, (batch or 1, 1, seqlen, past + seqlen), boolean.
+    """Mask of tokens (batch, seqlen) after `past` cached ones: (batch or 1, 1, seqlen, past + seqlen).
 
-    None where plain attention, causal or not, says it all. `padding_mask` (batch, past + seqlen) is True on real
-    tokens, or numbers the documents of a row from 1, none of which sees another. With ALiBi's `slopes` (n_heads,)
-    the result is what is added to the scores: (batch or 1, n_heads, seqlen, past + seqlen).
+    True where a query may attend. None stands for plain attention, causal or full. `padding_mask`
+    (batch, past + seqlen) is True on real tokens. `document_ids`, of the same shape, number the documents of a packed
+    row from 1 (0: padding), and attention stays within a document. With ALiBi's `slopes` (n_heads,) the result is the
+    bias to add to the scores: (batch or 1, n_heads, seqlen, past + seqlen).
     """
-    if padding_mask is None and slopes is None and (past == 0 or seqlen == 1):
+    seqlen, device = tokens.shape[1], tokens.device
+    if padding_mask is None and document_ids is None and slopes is None and (past == 0 or seqlen == 1):
         return None
     queries = torch.arange(past, past + seqlen, device=device)[:, None]
     keys = torch.arange(past + seqlen, device=device)[None]
     visible = (keys <= queries if causal else keys >= 0).expand(seqlen, -1)[None, None]
-    if padding_mask is not None and padding_mask.dtype != torch.bool:
-        visible = visible & (padding_mask[:, None, past:, None] == padding_mask[:, None, None])
-    elif padding_mask is not None:  # padding sees itself: no empty softmax
+    positions = keys
+    if document_ids is not None:
+        visible = visible & (document_ids[:, None, past:, None] == document_ids[:, None, None])
+        positions = document_positions(document_ids)
+    elif padding_mask is not None:  # padding attends to itself, so that no softmax is empty
         visible = (visible & padding_mask[:, None, None, :]) | (keys == queries)
+        positions = padded_positions(padding_mask)
     if slopes is None:
         return visible
-    places = keys if padding_mask is None else counted(padding_mask)
-    return alibi_bias(slopes, places[:, past:], places).masked_fill(~visible, -torch.inf)
+    return alibi_bias(slopes, positions[:, past:], positions).masked_fill(~visible, -torch.inf)
 
 
-def mask_at(mask: Tensor | None, places: Tensor, keys: int, causal: bool) -> Tensor:
-    """The row of each text's mask that `places` (batch,) names, (batch, heads or 1, 1, keys); of none its meaning."""
+def mask_rows(mask: Tensor | None, columns: Tensor, keys: int, causal: bool) -> Tensor:
+    """Mask rows (batch, heads or 1, 1, keys) of the queries in `columns` (batch,); `None` stands for the plain mask."""
     if mask is None:
-        seen = torch.arange(keys, device=places.device)[None] <= (places[:, None] if causal else keys)
-        return seen.expand(len(places), keys)[:, None, None]
-    rows = mask.expand(len(places), *mask.shape[1:])
-    return rows[torch.arange(len(places), device=places.device), :, places][:, :, None]
+        seen = torch.arange(keys, device=columns.device)[None] <= (columns[:, None] if causal else keys)
+        return seen.expand(len(columns), keys)[:, None, None]
+    rows = mask.expand(len(columns), *mask.shape[1:])
+    return rows[torch.arange(len(columns), device=columns.device), :, columns][:, :, None]

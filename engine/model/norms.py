@@ -1,4 +1,4 @@
-"""The norms of the residual stream: LayerNorm, as the course asks, and RMSNorm, as Llama has.
+"""RMSNorm, the norm that Llama was trained with; the course's LayerNorm is in `llama.py`.
 
     python sanity_check.py
 """
@@ -6,34 +6,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) over the last dimension, in float32 at least, with gain and bias."""
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def _norm(self, x: Tensor) -> Tensor:
-        """(x − mean) / √(variance + eps), variance biased, spelled out: the oracle of `forward`."""
-        mean = x.mean(dim=-1, keepdim=True)
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return (x - mean) * torch.rsqrt(variance + self.eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises x (..., dim) by torch's fused kernel; returns x's dtype."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.layer_norm(x.to(wide), weight.shape, weight, bias, self.eps).type_as(x)
-
-
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 at least, with gain alone."""
+    """Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 or wider, with a gain and no bias."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
@@ -41,19 +18,19 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def _norm(self, x: Tensor) -> Tensor:
-        """x / √(mean(x²) + eps) · weight, spelled out: the oracle of `forward`."""
+        """x / √(mean(x²) + eps) · weight, the definition; the oracle of `forward`."""
         inverse_rms = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
         return x * inverse_rms * self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises x (..., dim); returns x's dtype."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        by_hand = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return (_RMSNorm.apply(wide, self.weight, self.eps) if by_hand else self._norm(wide)).type_as(x)
+        fused = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return (_RMSNorm.apply(wide, self.weight, self.eps) if fused else self._norm(wide)).type_as(x)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with its gradient by hand: half the passes over memory, and nothing kept but x and a number a row."""
+    """RMSNorm with a hand-written gradient: half the memory passes, and only x and one number per row are stored."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:

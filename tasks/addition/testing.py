@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.decode import loop as decoding
+from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
@@ -55,7 +55,7 @@ def answers(model: Llama, problems: Problems, max_new_tokens: int = 10, batch: i
     for places in torch.arange(len(problems)).split(batch):
         questions = [f"{a}+{b}=" for a, b in zip(problems.a[places].tolist(), problems.b[places].tolist(), strict=True)]
         prompts = [[END, *(itos.index(char) for char in question)] for question in questions]
-        steps = list(decoding.stream(model, prompts, max_new_tokens, Sampler(0.0), eos_id=END))
+        steps = list(stream(model, prompts, max_new_tokens, Sampler(0.0), eos_id=END))
         for question, new in zip(questions, torch.stack(steps, dim=1).tolist(), strict=True):
             kept = new[: new.index(END)] if END in new else new
             texts.append(question + "".join(itos[token] for token in kept))

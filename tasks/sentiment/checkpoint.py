@@ -1,99 +1,178 @@
-"""Trained classifiers in files: the whole one, and of a LoRA run the adapter alone. Tensors and plain types only.
+"""Trained classifiers in files: whole models, and LoRA adapters. Tensors and plain types only.
 
     python -c "from tasks.sentiment import checkpoint as c; print(c.load_classifier('runs/RUN/best.pt')[1])"
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
-from engine.io.checkpoint import CheckpointError, load_plain, save_plain
-from llama import Llama
-from lora import LoRALayer, lora_layers
+from engine.io.checkpoint import CLASSIFIER_FORMAT, CheckpointError, load_plain, read_checkpoint, save_plain
+from engine.io.files import check_readable
+from llama import Llama, from_checkpoint
+from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
 
-CLASSIFIER, ADAPTER = "min-llama-classifier", "min-llama-adapter"
+ADAPTER_FORMAT = "min-llama-adapter"
+DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what reading a bad file's fields raises
 
 
-def save_classifier(
-    path: str | os.PathLike, model: LlamaEmbeddingClassifier, label_names: Sequence[str], tokenizer: str | os.PathLike
-) -> None:
-    """Writes all that is needed to classify: weights, configuration, label names, the tokenizer's relative path."""
-    llama = model.llama.config
+@dataclass(frozen=True)
+class ClassifierInfo:
+    """What prediction needs besides the model: label names, tokenizer, truncation, precision and batch size."""
+
+    label_names: Sequence[str]
+    tokenizer: Path
+    max_sentence_len: int | None = None
+    dtype: str = "float32"
+    batch_size: int = 8
+
+    def to_dict(self, folder: Path) -> dict[str, Any]:
+        """Plain types; the tokenizer's path is relative to `folder`."""
+        plain = {"label_names": list(self.label_names), "tokenizer": _relative(self.tokenizer, folder)}
+        return plain | {name: getattr(self, name) for name in ("max_sentence_len", "dtype", "batch_size")}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], folder: Path) -> ClassifierInfo:
+        """Reads what `to_dict` wrote; older files lack all but label names and tokenizer."""
+        names = ("max_sentence_len", "dtype", "batch_size")
+        newer = {name: content[name] for name in names if name in content}
+        return cls(list(content["label_names"]), folder / content["tokenizer"], **newer)
+
+
+def save_classifier(path: str | os.PathLike, model: LlamaEmbeddingClassifier, info: ClassifierInfo) -> None:
+    """Writes all that is needed to classify: weights, configuration and `info`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if llama.tie_embeddings:
+    if model.llama.config.tie_embeddings:
         tensors.pop("llama.output.weight")
-    content = {"format": CLASSIFIER, "config": llama.to_dict(), "label_names": list(label_names), "model": tensors}
-    content |= {"hidden_dropout_prob": model.dropout.p, "pooling": model.pooling, "pad_id": model.pad_id}
-    content["tokenizer"] = Path(os.path.relpath(tokenizer, Path(path).parent)).as_posix()
-    save_plain(content, path)
+    content = {"format": CLASSIFIER_FORMAT, "model": tensors} | _description(model)
+    save_plain(content | info.to_dict(Path(path).parent), path)
 
 
-def load_classifier(path: str | os.PathLike) -> tuple[LlamaEmbeddingClassifier, list[str], Path]:
-    """The classifier in evaluation mode, its label names and its tokenizer's path.
+def load_classifier(
+    path: str | os.PathLike, base: str | os.PathLike | None = None
+) -> tuple[LlamaEmbeddingClassifier, ClassifierInfo]:
+    """The classifier in evaluation mode and its info, from a whole model or from a LoRA adapter and its base model.
 
-    Raises OSError for a file that cannot be read and CheckpointError for one that is no classifier.
+    An adapter names its base model; `base` overrides that path. Raises OSError for a file that cannot be read and
+    CheckpointError for one that is not a classifier.
     """
     content = load_plain(path)
-    _check_format(path, content, CLASSIFIER)
+    _check_format(path, content, CLASSIFIER_FORMAT, ADAPTER_FORMAT)
     try:
+        info = ClassifierInfo.from_dict(content, Path(path).parent)
+        if content["format"] == ADAPTER_FORMAT:
+            return _merged_adapter(Path(path), content, base), info
+        if base is not None:
+            raise CheckpointError(f"{path} is a whole model: leave --pretrained-model-path out")
         llama = Llama(LlamaConfig.from_dict(content["config"]))
-        settings = {name: content[name] for name in ("hidden_dropout_prob", "pooling", "pad_id")}
-        names = list(content["label_names"])
-        model = LlamaEmbeddingClassifier(SimpleNamespace(num_labels=len(names), **settings), llama)
+        model = _new_classifier(content, llama)
         state = dict(content["model"])
         if llama.config.tie_embeddings:
             state["llama.output.weight"] = state["llama.tok_embeddings.weight"]
         model.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    return model.eval(), names, Path(path).parent / content["tokenizer"]
+    except CheckpointError:
+        raise
+    except DAMAGED as error:
+        raise CheckpointError(f"{path} is damaged: {textwrap.shorten(str(error), 250)}") from None
+    return model.eval(), info
 
 
-def save_adapter(path: str | os.PathLike, model: LlamaEmbeddingClassifier) -> None:
-    """Writes what LoRA trained and nothing else: the factors and the head."""
-    layers = [layer for _, _, layer in lora_layers(model)]
-    content = {"format": ADAPTER, "rank": layers[0].rank, "alpha": layers[0].alpha, "model": adapter_state(model)}
-    save_plain(content, path)
+def save_adapter(
+    path: str | os.PathLike, model: LlamaEmbeddingClassifier, info: ClassifierInfo, base: str | os.PathLike
+) -> None:
+    """Writes what LoRA trained (factors and head), and which base model they belong to, by path and content."""
+    layers = list(lora_layers(model))
+    content = {"format": ADAPTER_FORMAT, "rank": layers[0][2].rank, "alpha": layers[0][2].alpha}
+    content |= {"targets": sorted({name for _, name, _ in layers}), "base_digest": _digest(base)}
+    content |= {"base": _relative(base, Path(path).parent), "model": adapter_state(model)} | _description(model)
+    save_plain(content | info.to_dict(Path(path).parent), path)
 
 
 def adapter_state(model: LlamaEmbeddingClassifier) -> dict[str, Tensor]:
     """Copies of the factors and the head by their names in the model."""
-    kept = ("lora_A", "lora_B")
     return {
         name: tensor.detach().cpu().clone()
         for name, tensor in model.state_dict().items()
-        if name.rpartition(".")[2] in kept or name.startswith("classifier_head.")
+        if name.rpartition(".")[2] in ("lora_A", "lora_B") or name.startswith("classifier_head.")
     }
 
 
 @torch.no_grad()
 def load_adapter(path: str | os.PathLike, model: LlamaEmbeddingClassifier) -> None:
-    """Reads the factors and the head into a model that `apply_lora` has been called on.
+    """Reads factors and head into a model that `apply_lora` has been called on.
 
     Raises OSError for a file that cannot be read and CheckpointError for one that does not fit the model.
     """
     content = load_plain(path)
-    _check_format(path, content, ADAPTER)
+    _check_format(path, content, ADAPTER_FORMAT)
+    _load_adapter_state(path, content, model)
+
+
+def _load_adapter_state(path: str | os.PathLike, content: dict[str, Any], model: LlamaEmbeddingClassifier) -> None:
     layer: LoRALayer = next(layer for _, _, layer in lora_layers(model))
     if (content["rank"], content["alpha"]) != (layer.rank, layer.alpha):
         raise CheckpointError(
             f"{path} has rank {content['rank']} and alpha {content['alpha']}, not {layer.rank} and {layer.alpha}"
         )
-    own = adapter_state(model)
-    shapes, given = ({name: tuple(t.shape) for name, t in state.items()} for state in (own, content["model"]))
-    if shapes != given:
+    expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(model).items()}
+    if expected != {name: tuple(tensor.shape) for name, tensor in content["model"].items()}:
         raise CheckpointError(f"{path} is the adapter of another model")
     model.load_state_dict(content["model"], strict=False)
 
 
-def _check_format(path: str | os.PathLike, content: object, wanted: str) -> None:
-    if not isinstance(content, dict) or content.get("format") != wanted:
-        raise CheckpointError(f"{path} is not a {wanted.removeprefix('min-llama-')} of this project")
+def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike | None) -> LlamaEmbeddingClassifier:
+    """The classifier of an adapter, merged into its base model."""
+    if "base" not in content:
+        raise CheckpointError(f"{path} is an adapter that names no base model: use merged.pt beside it")
+    base = Path(base) if base is not None else path.parent / content["base"]
+    if not base.is_file():
+        raise FileNotFoundError(f"{path} needs its base model {base}: name it with --pretrained-model-path")
+    if _digest(base) != content["base_digest"]:
+        raise CheckpointError(f"{path} was trained on another base model than {base}: name that one with "
+                              "--pretrained-model-path, or use merged.pt")  # fmt: skip
+    config = LlamaConfig.from_dict(content["config"])
+    checkpoint = read_checkpoint(base, config.norm_type)
+    checkpoint.config = config
+    model = _new_classifier(content, from_checkpoint(checkpoint))
+    apply_lora(model.llama, content["rank"], content["alpha"], content["targets"])
+    _load_adapter_state(path, content, model)
+    merge_lora_weights(model)
+    return model.eval()
+
+
+def _description(model: LlamaEmbeddingClassifier) -> dict[str, Any]:
+    """The fields that `_new_classifier` reads."""
+    fields = {"config": model.llama.config.to_dict(), "hidden_dropout_prob": model.dropout.p}
+    return fields | {"pooling": model.pooling, "pad_id": model.pad_id}
+
+
+def _new_classifier(content: dict[str, Any], llama: Llama) -> LlamaEmbeddingClassifier:
+    fields = {name: content[name] for name in ("hidden_dropout_prob", "pooling", "pad_id")}
+    return LlamaEmbeddingClassifier(SimpleNamespace(num_labels=len(content["label_names"]), **fields), llama)
+
+
+def _relative(path: str | os.PathLike, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _digest(path: str | os.PathLike) -> str:
+    with open(check_readable(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _check_format(path: str | os.PathLike, content: object, *formats: str) -> None:
+    if not isinstance(content, dict) or content.get("format") not in formats:
+        expected = " or ".join(name.removeprefix("min-llama-") for name in formats)
+        raise CheckpointError(f"{path} is not a {expected} of this project")

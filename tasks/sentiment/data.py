@@ -1,6 +1,6 @@
-"""Labelled sentences in the course's format, tokenised once, and batched by length.
+"""Labelled sentences in the course's format, tokenised once and batched by length.
 
-A data file has one example a line, `label ||| sentence`; a label mapping is a JSON list of names, label 0 first.
+A data file has one example per line, `label ||| sentence`; a label mapping is a JSON list of names, label 0 first.
 
     python -c "from tasks.sentiment.data import *; print(len(read_examples('data/reviews-dev.txt', num_labels=2)))"
 """
@@ -21,80 +21,103 @@ from tokenizer import AnyTokenizer
 from utils import pad
 
 SEPARATOR = "|||"
-UNLABELLED = -1  # what the course's README calls a placeholder; its files hold 0
-PLACEHOLDER_COUNT = 20  # so many equal labels are no accident
-LENGTH_NOISE = (1.5, 0.05)  # before sorting, lengths grow by up to 1.5 + a twentieth: neighbours change
+UNLABELLED = -1  # the placeholder that the course's README describes; its files contain 0
+PLACEHOLDER_COUNT = 20  # this many labels that are all equal must be placeholders
+LENGTH_NOISE = (1.5, 0.05)  # length jitter before sorting, so that batches differ between epochs
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
 
 
 @dataclass
 class Examples:
-    """A data file as read: labels (UNLABELLED where there are none), sentences, and ids once they are tokenised."""
+    """The content of a data file: labels (UNLABELLED if there are none), sentences, and their ids once tokenised."""
 
     path: Path
     labels: list[int]
     sentences: list[str]
     ids: list[list[int]] = field(default_factory=list)
-    cut: int = 0  # sentences cut to the limit
+    truncated: int = 0  # number of sentences cut to the limit
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def placeholder(self) -> bool:
-        """Whether the labels say nothing: all are UNLABELLED, or many and all the same."""
+        """True if the labels carry no information: all are UNLABELLED, or all of many are the same."""
         return set(self.labels) == {UNLABELLED} or (len(self) >= PLACEHOLDER_COUNT and len(set(self.labels)) == 1)
 
 
 def read_label_names(path: str | Path) -> list[str]:
     """The names of the labels 0, 1, … from a JSON list of at least two different strings.
 
-    Raises OSError for a file that cannot be read and ValueError for anything else in it.
+    Raises OSError for a file that cannot be read and ValueError for other content.
     """
     try:
         names = json.loads(read_text(check_readable(path)))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f'{path} is not a label mapping: a JSON list of names is wanted, such as ["bad", "good"]')
+        raise ValueError(f'{path} is not a label mapping, which is a JSON list of names such as ["bad", "good"]')
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"{path} is not a label mapping: it needs at least two names, all different")
     return names
 
 
 def read_examples(path: str | Path, num_labels: int) -> Examples:
-    """Reads a data file. Blank lines are skipped.
+    """Reads a data file; see `parse_examples`. Raises OSError for a file that cannot be read."""
+    return parse_examples(read_text(check_readable(path)), Path(path), num_labels)
 
-    Raises OSError for a file that cannot be read, and ValueError, naming file and line, for a line without the
-    separator, an empty sentence or a label that is none of 0 … num_labels − 1 (but a file may say −1 throughout).
+
+def parse_examples(text: str, path: Path, num_labels: int) -> Examples:
+    """The examples in `text`, which was read from `path`. Blank lines are skipped.
+
+    Raises ValueError, with path and line number, for a line without the separator, an empty sentence, or a label
+    outside 0 … num_labels − 1 (but all labels may be −1).
     """
-    lines = read_text(check_readable(path)).removeprefix("\ufeff").split("\n")  # a BOM, as Windows editors write it
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{path} holds no example")
+    numbered = _numbered_lines(text, path)
     parsed = [_parse(f"{path}, line {number}", line) for number, line in numbered]
     labels, sentences = (list(column) for column in zip(*parsed, strict=True))
     if set(labels) != {UNLABELLED}:
         for (number, _), label in zip(numbered, labels, strict=True):
             if not 0 <= label < num_labels:
                 raise ValueError(f"{path}, line {number}: label {label} is not in the mapping (0 to {num_labels - 1})")
-    return Examples(Path(path), labels, sentences)
+    return Examples(path, labels, sentences)
 
 
-def _parse(where: str, line: str) -> tuple[int, str]:
+def parse_sentences(text: str, path: Path, num_labels: int) -> Examples:
+    """The sentences in `text`, one per line, labelled if the first line reads `label ||| sentence`.
+
+    Raises ValueError as `parse_examples` does.
+    """
+    lines = _numbered_lines(text, path)
+    label, separator, _ = lines[0][1].partition(SEPARATOR)
+    if separator and label.strip().lstrip("-").isdecimal():
+        return parse_examples(text, path, num_labels)
+    return Examples(path, [UNLABELLED] * len(lines), [line.strip() for _, line in lines])
+
+
+def _numbered_lines(text: str, path: Path) -> list[tuple[int, str]]:
+    """(number, line) of all lines that are not blank; a byte-order mark is dropped. ValueError if there are none."""
+    lines = text.removeprefix("\ufeff").split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise ValueError(f"{path} holds no example")
+    return numbered
+
+
+def _parse(position: str, line: str) -> tuple[int, str]:
     label, separator, sentence = line.partition(SEPARATOR)
     if not separator:
-        raise ValueError(f"{where}: no '{SEPARATOR}' between label and sentence")
+        raise ValueError(f"{position}: no '{SEPARATOR}' between label and sentence")
     if not sentence.strip():
-        raise ValueError(f"{where}: the sentence is empty")
+        raise ValueError(f"{position}: the sentence is empty")
     try:
         return int(label), sentence.strip()
     except ValueError:
-        raise ValueError(f"{where}: the label {label.strip()!r} is not a whole number") from None
+        raise ValueError(f"{position}: the label {label.strip()!r} is not a whole number") from None
 
 
 def prompt_suffix(label_names: Sequence[str]) -> str:
-    """The course's question, with the space it ends in: `Is this movie bad or good? This movie is `."""
+    """The course's question, with a space at its end: `Is this movie bad or good? This movie is `."""
     if len(label_names) == 2:
         listed = " or ".join(label_names)
     else:
@@ -105,37 +128,36 @@ def prompt_suffix(label_names: Sequence[str]) -> str:
 def tokenise(
     examples: Examples, tokenizer: AnyTokenizer, limit: int, max_len: int | None = None, suffix: str = ""
 ) -> Examples:
-    """Fills in the ids of every sentence, framed by BOS alone and followed by `suffix`, if one is given.
+    """Fills in the ids of every sentence: BOS, the sentence, and `suffix` if one is given. Returns `examples`.
 
-    Of a sentence that has more than `max_len` pieces or, with its frame, more than `limit`, the end is cut off; the
-    suffix always stays whole.
+    A sentence is truncated to `max_len` tokens, and so that BOS, sentence and suffix have at most `limit` tokens.
     """
-    behind = tokenizer.encode(suffix, bos=False, eos=False) if suffix else []
-    room = limit - 1 - len(behind)
-    room = room if max_len is None else min(room, max_len)
-    if room < 1:
-        raise ValueError(f"{limit} positions are too few for a sentence and the {len(behind)} pieces of the question")
-    examples.ids, examples.cut = [], 0
+    suffix_ids = tokenizer.encode(suffix, bos=False, eos=False) if suffix else []
+    longest = limit - 1 - len(suffix_ids)
+    longest = longest if max_len is None else min(longest, max_len)
+    if longest < 1:
+        raise ValueError(f"{limit} positions are too few for a sentence and {len(suffix_ids)} tokens of the question")
+    examples.ids, examples.truncated = [], 0
     for sentence in examples.sentences:
         ids = tokenizer.encode(f"{sentence} {suffix}" if suffix else sentence, bos=True, eos=False)
-        if len(ids) > room + 1 + len(behind):
-            own = tokenizer.encode(sentence, bos=True, eos=False)
-            ids = own[: room + 1] + behind
-            examples.cut += len(own) > room + 1
+        if len(ids) > longest + 1 + len(suffix_ids):
+            sentence_ids = tokenizer.encode(sentence, bos=True, eos=False)
+            ids = sentence_ids[: longest + 1] + suffix_ids
+            examples.truncated += len(sentence_ids) > longest + 1
         examples.ids.append(ids)
     return examples
 
 
 def content_free_ids(tokenizer: AnyTokenizer, suffix: str) -> list[list[int]]:
-    """Prompts that ask the question of nothing (Zhao et al. 2021, section 5)."""
+    """The question after content-free inputs (Zhao et al. 2021, section 5), as ids."""
     return [tokenizer.encode(f"{text} {suffix}".lstrip(), bos=True, eos=False) for text in CONTENT_FREE]
 
 
 class SentenceBatches:
-    """Batches of `batch_size` examples of like length, padded right to their own longest.
+    """Batches of `batch_size` examples of similar length, right-padded to the longest of the batch.
 
-    An epoch's order depends on (seed, epoch) alone: lengths grow a little at random, sorted, cut into batches, and
-    the batches shuffled. So neighbours and batches change, but hardly any padding is computed.
+    The order of an epoch depends only on (seed, epoch): examples are sorted by their length plus a little noise and
+    cut into batches, which are shuffled. Batches differ between epochs, and there is hardly any padding.
     """
 
     def __init__(self, examples: Examples, batch_size: int, pad_id: int, seed: int = 0):
@@ -143,24 +165,24 @@ class SentenceBatches:
         self.lengths = np.asarray([len(ids) for ids in examples.ids])
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The example numbers of each batch of an epoch."""
+        """The batches of an epoch, as example numbers."""
         random = np.random.default_rng((self.seed, epoch))
         stretched = self.lengths + random.uniform(0.0, LENGTH_NOISE[0] + LENGTH_NOISE[1] * self.lengths)
-        batches = self._cut(np.argsort(stretched, kind="stable"))
-        return [batches[place] for place in random.permutation(len(batches))]
+        batches = self._batched(np.argsort(stretched, kind="stable"))
+        return [batches[index] for index in random.permutation(len(batches))]
 
-    def in_order(self) -> list[np.ndarray]:
-        """Batches from the longest example to the shortest, for measuring: what does not fit fails at once."""
-        return self._cut(np.argsort(-self.lengths, kind="stable"))
+    def longest_first(self) -> list[np.ndarray]:
+        """Batches from the longest example to the shortest, so that a batch too large for memory fails first."""
+        return self._batched(np.argsort(-self.lengths, kind="stable"))
 
-    def as_filed(self) -> list[np.ndarray]:
-        """Batches in the file's own order, for a reading that depends on the batch (`--pooling last_column`)."""
-        return self._cut(np.arange(len(self.lengths)))
+    def in_file_order(self) -> list[np.ndarray]:
+        """Batches in the order of the file, for `--pooling last_column`, whose result depends on the batch."""
+        return self._batched(np.arange(len(self.lengths)))
 
-    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+    def _batched(self, order: np.ndarray) -> list[np.ndarray]:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def tensors(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Ids (rows, longest), padded by `pad_id`, and labels (rows,) of a batch."""
+        """Ids (rows, longest), padded with `pad_id`, and labels (rows,) of a batch."""
         rows = [self.examples.ids[number] for number in batch]
         return pad(rows, self.pad_id), torch.tensor([self.examples.labels[number] for number in batch])

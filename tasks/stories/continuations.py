@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from engine.decode.loop import beam, stream
+from engine.decode.beam import beam
+from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.files import write_text
 from engine.io.word_tokenizer import WordTokenizer, join_words, split_words

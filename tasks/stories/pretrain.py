@@ -90,7 +90,7 @@ def _run(model: Llama, batches: StoryBatches, batch: np.ndarray) -> tuple[Tensor
     tokens, targets = (tensor.to(model.device) for tensor in batches.tensors(batch))
     if (documents := batches.documents(batch)) is not None:
         documents = documents.to(model.device)
-    return model.hidden_states(tokens, padding_mask=documents).flatten(0, 1), targets.flatten()
+    return model.hidden_states(tokens, document_ids=documents).flatten(0, 1), targets.flatten()
 
 
 def _mean_loss(model: Llama, batches: StoryBatches) -> float:

@@ -120,7 +120,8 @@ def sentiment_step(option: str, data: str) -> Step:
     flags = ("--train", "--dev", "--test", "--label-names", "--dev_out", "--test_out")
     words += [word for pair in zip(flags, (*inputs, dev, test), strict=True) for word in pair]
     words += ["--lora_rank", "4", "--lora_alpha", "1.0"] if option == "lora" else []
-    return Step(f"{option} {data}", tuple(words), inputs, (dev, test), "tasks.sentiment.task", option != "prompt", True)
+    task = f"tasks.sentiment.{'prompt' if option == 'prompt' else 'training'}"
+    return Step(f"{option} {data}", tuple(words), inputs, (dev, test), task, option != "prompt", True)
 
 
 def addition_steps(folder: str) -> tuple[Step, Step]:

@@ -1,4 +1,4 @@
-"""The lean step equals the plain one, in every shape of model and batch; int8 stays close and costs hardly any loss."""
+"""The fused CPU step equals the plain one for every shape of model and batch; int8 stays close."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import run_llama
-from engine.decode.cpu_step import LeanStep, Whole
-from engine.decode.fast_step import make_lean
+from engine.decode.cpu_step import CpuStep
+from engine.decode.fast_step import choose_step
 from engine.decode.loop import stream
-from engine.decode.packed_linear import Screened, int8, saturates
+from engine.decode.packed_linear import PackedLinear, int8, saturates
 from engine.decode.sampling import Sampler
 from llama import load_pretrained
 from tests.oracles import random_llama
@@ -24,14 +24,13 @@ SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads":
 VARIANTS = [{}, {"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"n_kv_heads": 1}, {"n_kv_heads": 4}]
 VARIANTS += [{"head_size": 6}]
 MODELS = [random_llama(**(SMALL | fields)).double() for fields in VARIANTS]
-LEAN = [copy.deepcopy(model) for model in MODELS]
-for prepared in LEAN:
-    make_lean(prepared)
+FAST = [copy.deepcopy(model) for model in MODELS]
+STEPS = [choose_step(model) for model in FAST]
 
 
-def run(model, prompts, new, rule, slide=8) -> list[list[int]]:
+def run(model, prompts, new, rule, step=None, slide=8) -> list[list[int]]:
     generator = torch.Generator().manual_seed(5)
-    return torch.stack(list(stream(model, prompts, new, rule, generator, slide=slide))).T.tolist()
+    return torch.stack(list(stream(model, prompts, new, rule, generator, slide=slide, step=step))).T.tolist()
 
 
 @settings(max_examples=40)
@@ -43,34 +42,23 @@ def run(model, prompts, new, rule, slide=8) -> list[list[int]]:
 )
 def test_the_same_tokens_as_the_plain_path(which, prompts, new, temperature):
     rule = Sampler(temperature, top_p=0.9)
-    assert run(LEAN[which], prompts, new, rule) == run(MODELS[which], prompts, new, rule)
+    assert run(FAST[which], prompts, new, rule, STEPS[which]) == run(MODELS[which], prompts, new, rule)
 
 
 @pytest.mark.parametrize("which", range(len(MODELS)), ids=lambda which: str(VARIANTS[which]))
 def test_the_same_logits_as_the_plain_path(which):
     for padded in (False, True):
-        found = (step_logits(model, padded) for model in (MODELS[which], LEAN[which]))
+        found = (step_logits(MODELS[which], padded), step_logits(FAST[which], padded, STEPS[which]))
         torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
 def test_the_model_goes_on_as_it_was_and_nothing_is_doubled():
     tokens = torch.arange(20)[None]
-    for plain, lean in zip(MODELS, LEAN, strict=True):
+    for plain, lean in zip(MODELS, FAST, strict=True):
         torch.testing.assert_close(lean(tokens)[0], plain(tokens)[0], rtol=1e-12, atol=1e-12)
         attention = lean.layers[0].attention
         parts = (attention.compute_query, attention.compute_key, attention.compute_value)
         assert len({part.weight.untyped_storage().data_ptr() for part in parts}) == 1
-
-
-@pytest.mark.parametrize("fields", [{}, {"norm_type": "rmsnorm", "tie_embeddings": False}], ids=str)
-def test_the_likeliest_tokens_are_found_without_most_logits(fields):
-    plain = random_llama(**(SMALL | {"vocab_size": 4000} | fields))
-    lean = copy.deepcopy(plain)
-    lean.lean_step = LeanStep(lean, screened=0)
-    assert isinstance(lean.lean_step.screen, Screened)
-    prompts = [[5, 600, 7], [3999], [1, 2, 3, 4]]
-    assert run(lean, prompts, 60, Sampler(0.0)) == run(plain, prompts, 60, Sampler(0.0))
-    assert run(lean, prompts, 20, Sampler(1.0)) == run(plain, prompts, 20, Sampler(1.0))
 
 
 def test_int8_costs_hardly_any_loss_on_the_shipped_model():
@@ -80,7 +68,7 @@ def test_int8_costs_hardly_any_loss_on_the_shipped_model():
     losses = []
     for kind in ("float32", "int8"):
         model = load_pretrained(str(ROOT / "models" / "stories.pt"))
-        step, cache = LeanStep(model, kind), model.new_cache(1, 64)
+        step, cache = CpuStep(model, kind), model.new_cache(1, 64)
         with torch.inference_mode():
             logits = torch.cat([step(ids[:, place : place + 1], cache) for place in range(ids.shape[1] - 1)], dim=1)
         losses.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).item())
@@ -96,13 +84,13 @@ def activation_step() -> float:
 def test_packed_weights_serve_the_plain_path_too_and_the_models_own_are_dropped(kind):
     fields = SMALL | {"dim": 64, "n_heads": 4}
     exact, model = random_llama(**fields), random_llama(**fields)
-    make_lean(model, kind)
+    step = choose_step(model, kind)
     assert {name for name, parameter in model.named_parameters() if parameter.dim() == 2} == {"tok_embeddings.weight"}
     tokens = torch.arange(40).view(2, 20)
     with torch.inference_mode():
         expected, found = (llama(tokens, targets=tokens)[0] for llama in (exact, model))
         cache = model.new_cache(2)
-        stepped = torch.cat([model.step(tokens[:, place : place + 1], cache) for place in range(20)], dim=1)
+        stepped = torch.cat([step(tokens[:, place : place + 1], cache) for place in range(20)], dim=1)
     error = (found - expected).norm() / expected.norm()
     int8_error = 0.05 * activation_step()
     assert 1e-5 < error < {"int8": int8_error, "bfloat16": 0.01}[kind]
@@ -113,10 +101,19 @@ def test_each_row_of_a_packed_product_has_a_scale_of_its_own():
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 6, 6).view(2, 3, 1)
     x[0, 0] = 0.0
-    found = torch.cat(list(Whole(int8(weight), [20, 12])(x)), dim=-1)
+    found = PackedLinear(int8(weight))(x)
     expected = x @ weight.T
     assert not found[0, 0].any()
+    assert torch.equal(found[1], PackedLinear(int8(weight))(x[1])), "a row must not depend on its neighbours"
     assert ((found - expected).norm(dim=-1) <= 0.02 * activation_step() * expected.norm(dim=-1)).all()
+
+
+def test_int8_text_does_not_depend_on_its_neighbours():
+    model = random_llama(**(SMALL | {"dim": 64, "n_heads": 4}))
+    step = choose_step(model, "int8")
+    prompts = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8], [60, 2]]
+    together = run(model, prompts, 12, Sampler(0.0), step)
+    assert together == [run(model, [prompt], 12, Sampler(0.0), step)[0] for prompt in prompts]
 
 
 def test_generate_in_int8_and_where_it_cannot_be_had(tmp_path, monkeypatch, capsys):
@@ -126,7 +123,6 @@ def test_generate_in_int8_and_where_it_cannot_be_had(tmp_path, monkeypatch, caps
     assert run_llama.main(flags) == 0
     assert "tokens/s" in capsys.readouterr().out
     model = random_llama(**SMALL, position_embedding_type="alibi")
-    with pytest.raises(ValueError, match="int8 products are for Llamas"):
-        make_lean(model, "int8")
-    make_lean(model)
-    assert model.lean_step is None
+    with pytest.raises(ValueError, match="int8 weights for generation need"):
+        choose_step(model, "int8")
+    assert not isinstance(choose_step(model), CpuStep)

@@ -1,0 +1,153 @@
+"""What one sentiment command works with (data, model, device), and how it writes its predictions and figures.
+
+    python run_llama.py --option prompt --dev data/reviews-dev.txt --test data/reviews-test.txt \\
+        --label-names data/reviews-label-mapping.json --dev_out reviews-dev-prompting-output.txt \\
+        --test_out reviews-test-prompting-output.txt
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.io.files import check_writable, write_text
+from engine.train import distributed
+from llama import Llama
+from tasks import provenance
+from tasks.pretrained import load_model
+from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
+from tasks.sentiment.flags import FinetuneSettings, PromptSettings
+from tasks.sentiment.report import predict_labels, report_split, write_predictions
+from tasks.settings import default_of
+from tokenizer import AnyTokenizer
+from utils import DTYPES, autocast, set_up
+
+COURSE_BATCH_SIZES = {"sst": {"prompt": 10, "finetune": 80, "lora": 80}, "cfimdb": dict.fromkeys(
+    ("prompt", "finetune", "lora"), 10)}  # fmt: skip
+NOT_IN_FOLDER_NAME = frozenset(  # already in the name, data and outputs, or without influence on the results
+    "seed use_gpu threads train dev test label_names dev_out test_out save_dir seeds lr epochs save_every resume "
+    "compile".split()
+)
+
+
+@dataclass
+class Experiment:
+    """The settings, data, pretrained model and device that all runs of one command share."""
+
+    settings: PromptSettings | FinetuneSettings
+    device: torch.device
+    label_names: list[str]
+    splits: dict[str, Examples]
+    llama: Llama
+    tokenizer: AnyTokenizer
+    model_path: Path
+
+    def batches(self, split: str, seed: int = 0) -> SentenceBatches:
+        """The batches of "train", "dev" or "test"."""
+        return SentenceBatches(self.splits[split], self.settings.batch_size, self.tokenizer.pad_id, seed)
+
+    def predict_split(self, model: nn.Module, split: str) -> np.ndarray:
+        """The predicted labels (examples,) of a split, in the order of its file."""
+        in_file_order = self.settings.pooling == "last_column"
+        with autocast(self.device, DTYPES[self.settings.dtype]):
+            return predict_labels(model, self.batches(split), self.device, in_file_order)
+
+    def classifier_config(self) -> SimpleNamespace:
+        """The fields that the course's constructors of classifiers read."""
+        names = ("hidden_dropout_prob", "option", "pooling")
+        fields = {name: getattr(self.settings, name) for name in names if hasattr(self.settings, name)}
+        return SimpleNamespace(num_labels=len(self.label_names), pad_id=self.tokenizer.pad_id, **fields)
+
+    def tokenise_splits(self, limit: int, suffix: str = "") -> None:
+        """Tokenises all splits to at most `limit` tokens a sentence; prints how many sentences were truncated."""
+        for examples in self.splits.values():
+            tokenise(examples, self.tokenizer, limit, self.settings.max_sentence_len, suffix)
+            if examples.truncated:
+                print(f"{examples.truncated} of {len(examples)} sentences of {examples.path} are cut to fit")
+
+
+def load_experiment(settings: PromptSettings | FinetuneSettings, splits: Sequence[str]) -> Experiment:
+    """Reads the data, then the model, so that bad data is reported first. Raises ValueError or OSError."""
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
+    for target in (settings.dev_out, settings.test_out):
+        check_writable(target)
+    try:
+        label_names = read_label_names(settings.label_names)
+        data = {split: read_examples(getattr(settings, split), len(label_names)) for split in splits}
+    except FileNotFoundError as error:
+        hint = "setup.sh puts the course's data into data/, and data/reviews-*.txt are there already"
+        raise FileNotFoundError(f"{error} ({hint})") from None
+    for examples in data.values():
+        print(f"load {len(examples)} data from {examples.path}")
+    llama, tokenizer, path = load_model(settings, device)
+    tokenizer.max_len = None  # `tokenise` truncates, and never cuts into the prompt's question
+    if settings.no_causal_mask:
+        _remove_causal_mask(llama)
+    return Experiment(settings, device, label_names, data, llama, tokenizer, path)
+
+
+def _remove_causal_mask(llama: Llama) -> None:
+    llama.config.causal = False
+    for layer in llama.layers:
+        layer.attention.causal = False
+
+
+def data_set_name(path: str | Path) -> str:
+    """`data/sst-dev.txt` -> `sst`."""
+    return Path(path).stem.removesuffix("-train").removesuffix("-dev").removesuffix("-test")
+
+
+def variant_suffix(settings: PromptSettings | FinetuneSettings, data_set: str) -> str:
+    """What differs from the course's command, as the end of a folder name: `-batch_size=16-lora_rank=8`, or ""."""
+    parts = []
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        if "help" not in entry.metadata or entry.name in NOT_IN_FOLDER_NAME:
+            continue
+        usual = default_of(entry)
+        if entry.name == "batch_size":
+            usual = COURSE_BATCH_SIZES.get(data_set, {}).get(settings.option, usual)
+        if value != usual:
+            name = entry.name.replace("pretrained_model_path", "model")
+            parts.append(name if value is True else f"{name}={_short(value)}")
+    return "".join(f"-{part}" for part in parts)
+
+
+def _short(value: object) -> str:
+    """Numbers without trailing zeros; of a path only the file's name without its ending."""
+    return f"{value:g}" if isinstance(value, int | float) else Path(str(value)).stem
+
+
+def write_results(
+    experiment: Experiment, model: nn.Module, folder: Path, targets: dict[str, str | Path], suffix: str = ""
+) -> dict[str, float]:
+    """Predicts dev and test, writes predictions, confusion matrices and `result.json`, and prints the figures.
+
+    Returns the figures by name. With several processes, only the first writes, and the others return {}.
+    """
+    figures: dict[str, float] = {}
+    predictions = {split: experiment.predict_split(model, split) for split in targets}
+    if not distributed.is_first():
+        return figures
+    for split, predicted in predictions.items():
+        examples = experiment.splits[split]
+        write_predictions(targets[split], examples, predicted, suffix)
+        title = f"{data_set_name(examples.path)} {split}, {experiment.settings.option}"
+        lines, split_figures = report_split(split, examples, predicted, experiment.label_names, folder, title)
+        print("\n".join(lines))
+        figures |= split_figures
+    write_text(folder / "result.json", json.dumps(figures, indent=2) + "\n")
+    settings = experiment.settings
+    data = [settings.label_names, *(examples.path for examples in experiment.splits.values())]
+    provenance.record(targets.values(), "run_llama.py", settings.option, settings, experiment.model_path, data)
+    print(f"predictions in {' and '.join(map(str, targets.values()))}; figures in {folder}")
+    return figures

@@ -1,0 +1,128 @@
+"""`--option predict`: labels and probabilities of new sentences from a trained classifier.
+
+    python run_llama.py --option predict --checkpoint runs/finetune-reviews-0.0003-5-1337/best.pt --text "I loved it."
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from classifier import LlamaEmbeddingClassifier
+from engine.io.checkpoint import CheckpointError
+from engine.io.files import check_readable, read_text
+from tasks.sentiment.checkpoint import load_classifier
+from tasks.sentiment.data import UNLABELLED, Examples, SentenceBatches, parse_sentences, tokenise
+from tasks.sentiment.flags import PredictSettings
+from tasks.sentiment.report import accuracy_and_f1, confusion_counts, scored_batches
+from tokenizer import load_tokenizer
+from utils import DTYPES, autocast, set_up
+
+CHUNK = 4096  # sentences that are sorted by length together; their predictions are printed before the next chunk
+
+
+@dataclass
+class Predictor:
+    """A trained classifier with everything that prediction needs."""
+
+    model: LlamaEmbeddingClassifier
+    label_names: list[str]
+    batch_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def probabilities(self, examples: Examples) -> np.ndarray:
+        """Probabilities (examples, labels) of tokenised examples, in their order."""
+        batches = SentenceBatches(examples, self.batch_size, self.model.pad_id)
+        in_file_order = self.model.pooling == "last_column"
+        probabilities = np.zeros((len(examples), len(self.label_names)))
+        with autocast(self.device, self.dtype):
+            for batch, log_probs in scored_batches(self.model, batches, self.device, in_file_order):
+                probabilities[batch] = log_probs.double().exp().cpu().numpy()
+        return probabilities
+
+
+def prepare(settings: PredictSettings) -> Callable[[], None]:
+    """Loads the classifier and reads the input; returns the function that predicts. Raises ValueError or OSError."""
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    model, info = load_classifier(settings.checkpoint, settings.pretrained_model_path)
+    tokenizer = load_tokenizer(settings.tokenizer or info.tokenizer)
+    config = model.llama.config
+    if tokenizer.n_words != config.vocab_size:
+        raise CheckpointError(f"{tokenizer.model_path} has {tokenizer.n_words} tokens, but {settings.checkpoint} a "
+                              f"vocabulary of {config.vocab_size}: name its tokenizer with --tokenizer")  # fmt: skip
+    examples = read_input(settings, len(info.label_names))
+    tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len)
+    if examples.truncated:
+        print(f"{examples.truncated} of {len(examples)} sentences are cut to fit", file=sys.stderr)
+    dtype = DTYPES[settings.dtype or info.dtype]
+    batch_size = settings.batch_size or info.batch_size
+    predictor = Predictor(model.to(device), list(info.label_names), batch_size, dtype, device)
+    return lambda: predict(predictor, examples, settings.json)
+
+
+def read_input(settings: PredictSettings, num_labels: int) -> Examples:
+    """The sentences of `--text`, `--input` or standard input, with labels if the input has them."""
+    if settings.text is not None:
+        if not all(text.strip() for text in settings.text):
+            raise ValueError("--text: the sentence is empty")
+        sentences = [" ".join(text.split()) for text in settings.text]
+        return Examples(Path("--text"), [UNLABELLED] * len(sentences), sentences)
+    if settings.input is not None:
+        return parse_sentences(read_text(check_readable(settings.input)), Path(settings.input), num_labels)
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 text: byte {error.start}") from None
+    return parse_sentences(text, Path("standard input"), num_labels)
+
+
+def predict(predictor: Predictor, examples: Examples, as_json: bool) -> None:
+    """Prints one line per sentence and, if the examples are labelled, the figures."""
+    predictions: list[int] = []
+    for start in range(0, len(examples), CHUNK):
+        rows = slice(start, start + CHUNK)
+        chunk = Examples(examples.path, examples.labels[rows], examples.sentences[rows], examples.ids[rows])
+        probabilities = predictor.probabilities(chunk)
+        labels = probabilities.argmax(axis=1).tolist()
+        predictions += labels
+        for index, label in enumerate(labels):
+            line = _json_line if as_json else _text_line
+            print(line(predictor.label_names, label, probabilities[index].tolist(), chunk, index))
+    if not examples.placeholder:
+        print("\n".join(_figures(predictor.label_names, examples.labels, predictions, as_json)))
+    elif set(examples.labels) != {UNLABELLED}:
+        print(f"every label is {examples.labels[0]}, a placeholder: no accuracy is claimed", file=sys.stderr)
+
+
+def _text_line(names: list[str], label: int, probabilities: list[float], chunk: Examples, index: int) -> str:
+    """Label, probabilities and sentence, separated by tabs."""
+    listed = " ".join(f"{name} {share:.4f}" for name, share in zip(names, probabilities, strict=True))
+    return f"{names[label]}\t{listed}\t{chunk.sentences[index]}"
+
+
+def _json_line(names: list[str], label: int, probabilities: list[float], chunk: Examples, index: int) -> str:
+    entry = {"sentence": chunk.sentences[index], "label": names[label]}
+    entry |= {"probabilities": dict(zip(names, probabilities, strict=True))}
+    if (true_label := chunk.labels[index]) != UNLABELLED:
+        entry["true_label"] = names[true_label]
+    return json.dumps(entry, ensure_ascii=False)
+
+
+def _figures(names: list[str], labels: list[int], predictions: list[int], as_json: bool) -> list[str]:
+    """Accuracy, macro-F1 and confusion matrix, as one JSON object or as text."""
+    figures = accuracy_and_f1(labels, predictions, len(names))
+    matrix = confusion_counts(labels, predictions, len(names))
+    if as_json:
+        summary = {"examples": len(labels), "accuracy": figures["acc"], "macro_f1": figures["macro_f1"]}
+        return [json.dumps(summary | {"label_names": names, "confusion_matrix": matrix}, ensure_ascii=False)]
+    width = max(9, *map(len, names))
+    header = " ".join(f"{cell:>{width}}" for cell in ("true\\pred", *names))
+    rows = [" ".join(f"{cell:>{width}}" for cell in (name, *row)) for name, row in zip(names, matrix, strict=True)]
+    return [f"acc :: {figures['acc']:.3f}", f"macro-F1 :: {figures['macro_f1']:.3f}", header, *rows]

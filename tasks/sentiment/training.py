@@ -1,0 +1,249 @@
+"""`--option finetune` and `--option lora`: trains the model, or low-rank factors, with a classification head.
+
+    python run_llama.py --recipe recipes/finetune_reviews.toml
+
+A run's folder holds `best.pt` (with LoRA the adapter, and the merged model in `merged.pt`), the state to resume from,
+the log, the figures, and `recipe.toml`, which repeats the run.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from classifier import LlamaEmbeddingClassifier
+from engine.io.files import write_text
+from engine.train import distributed
+from engine.train.run_log import RunLog
+from engine.train.trainer import Progress, Trainer, TrainSettings, read_state
+from lora import TARGETS, adaptable_layers, apply_lora, check_rank, merge_lora_weights
+from optimizer import AdamW, decay_groups
+from tasks.recipe import recipe_text
+from tasks.sentiment.checkpoint import ClassifierInfo, load_adapter, load_classifier, save_adapter, save_classifier
+from tasks.sentiment.experiment import Experiment, data_set_name, load_experiment, variant_suffix, write_results
+from tasks.sentiment.flags import FinetuneSettings, LoraSettings
+from tasks.sentiment.report import accuracy_and_f1, seeds_summary
+from tasks.settings import shared_fields
+from utils import check_compiler, compile_methods
+
+IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
+IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len")
+LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
+STALE_FILES = ("last.pt", "best.pt", "merged.pt", "log.jsonl")  # of an earlier run in the same folder
+
+
+class SentimentWorkload:
+    """Sentence classification for the trainer. `save_best` writes the best model to a path."""
+
+    def __init__(self, experiment: Experiment, seed: int, save_best: Callable[[nn.Module, Path], None]):
+        self.experiment, self.training_batches = experiment, experiment.batches("train", seed)
+        self.save_best = save_best
+        self.tally = {"loss": 0.0, "correct": 0.0, "examples": 0.0}  # since the last evaluation, with dropout
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The epoch's batches of sentences of similar length, in random order."""
+        return self.training_batches.epoch(epoch)
+
+    def count(self, batch: np.ndarray) -> int:
+        """Number of sentences in the batch."""
+        return len(batch)
+
+    def loss(self, model: LlamaEmbeddingClassifier, batch: np.ndarray) -> Tensor:
+        """Summed negative log-likelihood of the batch's labels."""
+        ids, labels = (tensor.to(self.experiment.device) for tensor in self.training_batches.tensors(batch))
+        log_probs = model(ids)
+        loss = F.nll_loss(log_probs, labels, reduction="sum")
+        self.tally["loss"] += loss.item()
+        self.tally["correct"] += (log_probs.argmax(dim=1) == labels).sum().item()
+        self.tally["examples"] += len(batch)
+        return loss
+
+    def evaluate(self, model: LlamaEmbeddingClassifier) -> dict[str, float]:
+        """Training loss and accuracy since the last call; accuracy (the score) and macro-F1 on the dev set."""
+        experiment, count = self.experiment, max(1.0, self.tally["examples"])
+        predictions = experiment.predict_split(model, "dev")
+        dev = accuracy_and_f1(experiment.splits["dev"].labels, predictions, len(experiment.label_names))
+        figures = {"train_loss": self.tally["loss"] / count, "train_acc": self.tally["correct"] / count}
+        figures |= {"dev_acc": dev["acc"], "dev_macro_f1": dev["macro_f1"], "score": dev["acc"]}
+        self.tally.update(dict.fromkeys(self.tally, 0.0))
+        return figures
+
+
+def prepare(settings: FinetuneSettings) -> Callable[[], None]:
+    """Checks and loads everything; returns the function that trains. Raises ValueError or OSError."""
+    if settings.pooling == "last_column" and distributed.size() > 1:
+        raise ValueError("--pooling last_column depends on the batch's padding: start it without torchrun")
+    experiment = load_experiment(settings, ("train", "dev", "test"))
+    for split in ("train", "dev"):
+        if len(set(experiment.splits[split].labels)) == 1:
+            raise ValueError(f"every label of {getattr(settings, split)} is the same: there is nothing to learn")
+    experiment.tokenise_splits(experiment.llama.config.max_seq_len)
+    seeds = settings.seeds or [settings.seed]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("--seeds names the same seed twice")
+    if isinstance(settings, LoraSettings):
+        for _, _, layer in adaptable_layers(experiment.llama, TARGETS[settings.lora_targets]):
+            check_rank(layer, settings.lora_rank)
+    if settings.compile:
+        check_compiler(experiment.device)
+    identity = _identity(experiment, settings)
+    runs = [_plan_run(experiment, settings, identity, seed, first=seed == seeds[0]) for seed in seeds]
+    return lambda: _train_all(runs)
+
+
+@dataclass
+class Run:
+    """One training run: its settings with its own seed, its folder, its identity, and its prediction files."""
+
+    experiment: Experiment
+    settings: FinetuneSettings
+    folder: Path
+    identity: dict[str, Any]
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The prediction files of dev and test."""
+        return {"dev": self.settings.dev_out, "test": self.settings.test_out}
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that repeats this run."""
+        return recipe_text("run_llama.py", self.settings.option, self.settings)
+
+
+def _plan_run(
+    experiment: Experiment, settings: FinetuneSettings, identity: dict[str, Any], seed: int, first: bool
+) -> Run:
+    """The run of one seed. The first seed's predictions go to the files named by flags, the others' to their folders.
+
+    Raises CheckpointError if `--resume` finds the state of another run.
+    """
+    folder = run_folder(settings, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    changes: dict[str, Any] = {"seed": seed, "seeds": None}
+    if not first:
+        changes |= {name: str(folder / Path(getattr(settings, name)).name) for name in ("dev_out", "test_out")}
+    run = Run(experiment, dataclasses.replace(settings, **changes), folder, identity | {"seed": seed})
+    if settings.resume and (folder / "last.pt").exists():
+        read_state(folder / "last.pt", run.identity)
+    return run
+
+
+def run_folder(settings: FinetuneSettings, seed: int) -> Path:
+    """The folder of one run: option, data set, rate, epochs, seed, and what differs from the course's command."""
+    data_set = data_set_name(settings.train)
+    name = f"{settings.option}-{data_set}-{settings.lr:g}-{settings.epochs}-{seed}"
+    return Path(settings.save_dir) / (name + variant_suffix(settings, data_set))
+
+
+def _identity(experiment: Experiment, settings: FinetuneSettings) -> dict[str, Any]:
+    """Model, data (by content) and settings that a resumed run must share, except the seed."""
+    files = {name: getattr(settings, name) for name in ("train", "dev", "label_names")}
+    files["model"] = experiment.model_path
+    digests = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for name, path in files.items()}
+    flags = IDENTITY_FLAGS + (LORA_FLAGS if isinstance(settings, LoraSettings) else ())
+    return experiment.llama.config.to_dict() | digests | {name: getattr(settings, name) for name in flags}
+
+
+def _train_all(runs: list[Run]) -> None:
+    results = []
+    for run in runs:
+        if len(runs) > 1:
+            print(f"seed {run.settings.seed}")
+        results.append(_train(run))
+    if len(runs) > 1 and distributed.is_first():
+        print("\n".join(seeds_summary(results, [run.settings.seed for run in runs])))
+
+
+def _train(run: Run) -> dict[str, float]:
+    """Trains one run and writes its results; returns its figures on dev and test."""
+    settings, device = run.settings, run.experiment.device
+    torch.manual_seed(settings.seed)
+    model = build_classifier(run.experiment)
+    if settings.compile:
+        compile_methods(model.llama, "hidden_states", "hidden_states_at")
+    workload = SentimentWorkload(run.experiment, settings.seed, lambda trained, path: _save_best(run, trained, path))
+    trainer = Trainer(
+        model, _optimizer(model, settings), workload, TrainSettings(**shared_fields(settings, TrainSettings)),
+        run.folder, device, RunLog(run.folder / "log.jsonl"), run.identity,
+        lambda progress, figures: _epoch_line(settings.option, progress, figures),
+    )  # fmt: skip
+    if settings.resume and trainer.state_path.exists():
+        trainer.resume()
+    elif distributed.is_first():
+        if settings.resume:
+            print(f"nothing to resume in {run.folder}: a new run begins")
+        for name in STALE_FILES:
+            (run.folder / name).unlink(missing_ok=True)
+    if distributed.is_first():
+        write_text(run.folder / "recipe.toml", run.recipe)
+    print(_trained_share(model))
+    trainer.fit()
+    best = _restore_best(run, model)
+    print(f"load model from {run.folder / 'best.pt'}")
+    return write_results(run.experiment, best, run.folder, run.targets)
+
+
+def build_classifier(experiment: Experiment) -> LlamaEmbeddingClassifier:
+    """A classifier on a copy of the pretrained model; factors and head are drawn from torch's global generator."""
+    settings = experiment.settings
+    model = LlamaEmbeddingClassifier(experiment.classifier_config(), copy.deepcopy(experiment.llama))
+    if isinstance(settings, LoraSettings):
+        apply_lora(model.llama, settings.lora_rank, settings.lora_alpha, TARGETS[settings.lora_targets])
+    return model.to(experiment.device)
+
+
+def _trained_share(model: nn.Module) -> str:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"training {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)"
+
+
+def _optimizer(model: nn.Module, settings: FinetuneSettings) -> AdamW:
+    """The course's AdamW with one parameter group, clipped as a whole; weight decay needs a second group."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = decay_groups(model, settings.weight_decay) if settings.weight_decay else [{"params": trained}]
+    return AdamW(groups, lr=settings.lr, max_grad_norm=settings.max_grad_norm)
+
+
+def _epoch_line(option: str, progress: Progress, figures: dict[str, float]) -> str:
+    """The line that the course prints after each epoch."""
+    start = f"{'LoRA ' * (option == 'lora')}epoch {progress.epoch}: "
+    names = ("train_loss", "train_acc", "dev_acc")
+    return start + ", ".join(f"{name.replace('_', ' ')} :: {figures[name]:.3f}" for name in names)
+
+
+def _info(run: Run) -> ClassifierInfo:
+    settings, experiment = run.settings, run.experiment
+    tokenizer = Path(experiment.tokenizer.model_path)
+    return ClassifierInfo(
+        experiment.label_names, tokenizer, settings.max_sentence_len, settings.dtype, settings.batch_size
+    )
+
+
+def _save_best(run: Run, model: LlamaEmbeddingClassifier, path: Path) -> None:
+    if isinstance(run.settings, LoraSettings):
+        save_adapter(path, model, _info(run), run.experiment.model_path)
+    else:
+        save_classifier(path, model, _info(run))
+
+
+def _restore_best(run: Run, model: LlamaEmbeddingClassifier) -> LlamaEmbeddingClassifier:
+    """The best model as read from its file; with LoRA the merged one, which is also written."""
+    if isinstance(run.settings, LoraSettings):
+        load_adapter(run.folder / "best.pt", model)
+        merge_lora_weights(model)
+        if distributed.is_first():
+            save_classifier(run.folder / "merged.pt", model, _info(run))
+        return model
+    return load_classifier(run.folder / "best.pt")[0].to(run.experiment.device)
