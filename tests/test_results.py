@@ -100,7 +100,7 @@ def test_a_damaged_source_is_left_out_with_the_reason(project):
     (project / "docs" / "sentiment_results.json").write_text('{"model": ')
     blocks, left_out = gather(project)
     assert "Sentiment" not in [block.title for block in blocks]
-    assert len(left_out) == 4 and "sentiment_results.json is no JSON" in left_out[0]
+    assert len(left_out) == 4 and "sentiment_results.json is not JSON" in left_out[0]
 
 
 def test_confusions_are_the_shipped_ones_or_ones_own(project):

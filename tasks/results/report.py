@@ -1,9 +1,9 @@
-"""Writes `results/README.md` and `results/report.pdf` from the logs and JSON files of real runs; nothing by hand.
+"""Writes `results/README.md` and `results/report.pdf` from the logs and JSON files of real runs.
 
     make results
     python -m tasks.results.report --out results
 
-What lacks its source is left out and named. The same sources give the same bytes.
+Blocks whose source is missing are left out and listed. The same sources give the same bytes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ FRAME = 0.55  # inches beside a figure's axes, for their labels
 
 
 def prepare(root: Path, out: Path) -> tuple[list[Block], list[str]]:
-    """Reads all sources and makes the folder. Raises OSError where it cannot be made."""
+    """Makes the output folder and reads all sources. Raises OSError if the folder cannot be made."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     return gather(root)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0, 1 where there is nothing at all to show, 2 for bad usage."""
-    parser = new_parser("results.py", __doc__.split("\n")[0])
-    parser.add_argument("--root", default=".", metavar="DIR", help="the project's folder, whose runs are shown")
-    parser.add_argument("--out", default="results", metavar="DIR", help="where README.md and report.pdf go")
+    """Returns 0; 1 if there is nothing to show; 2 for bad usage."""
+    parser = new_parser("results.py", (__doc__ or "").split("\n")[0])
+    parser.add_argument("--root", default=".", metavar="DIR", help="the project's folder")
+    parser.add_argument("--out", default="results", metavar="DIR", help="folder for README.md and report.pdf")
     args: argparse.Namespace = parser.parse_args(argv)
     if not Path(args.root).is_dir():
         parser.error(f"no such folder: {args.root}")
@@ -51,12 +51,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     for what in left_out:
         print(f"left out: {what}")
-    print(f"wrote {out / 'README.md'} and {out / 'report.pdf'} ({len(pages)} pages, {len(blocks)} parts)")
+    print(f"wrote {out / 'README.md'} and {out / 'report.pdf'} ({len(pages)} pages, {len(blocks)} blocks)")
     return 0 if blocks else 1
 
 
 def markdown(blocks: list[Block], left_out: list[str]) -> str:
-    """The page of results."""
+    """The page of results in Markdown."""
     parts = ["# Results\n\nWritten by `make results` from the logs and JSON files of real runs."]
     for block in blocks:
         parts.append(f"## {block.title}")
@@ -71,20 +71,20 @@ def markdown(blocks: list[Block], left_out: list[str]) -> str:
             parts.append("\n".join(f"> {line}".rstrip() for line in block.text.split("\n")))
         parts.append("\n".join(["```", *block.commands, "```"]))
     if left_out:
-        parts.append("## Left out, as its source is not here\n\n" + "\n".join(f"- {what}" for what in left_out))
+        parts.append("## Left out, because the source is missing\n\n" + "\n".join(f"- {what}" for what in left_out))
     return "\n\n".join(parts) + "\n"
 
 
 def layout(blocks: list[Block], left_out: list[str]) -> list[plots.Page]:
-    """The blocks one after the other on as many pages as they need."""
+    """Places the blocks in order on as many pages as they need."""
     pages = [plots.Page()]
-    pages[0].text("min-llama: what was measured", 0.45, 15, weight="bold")
+    pages[0].text("min-llama: results", 0.45, 15, weight="bold")
     for block in blocks:
         if pages[-1].left < height_of(block):
             pages.append(plots.Page())
         _put(pages[-1], block)
     if left_out:
-        lines = _wrapped(["Left out, as its source is not here: " + "; ".join(left_out)])
+        lines = _wrapped(["Left out, because the source is missing: " + "; ".join(left_out)])
         if pages[-1].left < LINE * len(lines):
             pages.append(plots.Page())
         pages[-1].text("\n".join(lines), LINE * len(lines), 7)
@@ -92,7 +92,7 @@ def layout(blocks: list[Block], left_out: list[str]) -> list[plots.Page]:
 
 
 def height_of(block: Block) -> float:
-    """Inches a block takes on a page."""
+    """Height of a block on a page, in inches."""
     small = SMALL_LINE * len(_wrapped(_shown_commands(block))) + 0.25
     if isinstance(block, Table):
         return 0.36 + ROW * (len(block.rows) + 1) + LINE * len(_wrapped([block.note])) + small
@@ -100,7 +100,7 @@ def height_of(block: Block) -> float:
 
 
 def _shown_commands(block: Block) -> list[str]:
-    """The commands below a block; of very many the first, as the page of results has them all."""
+    """The commands below a block; only the first of many, because the page of results lists all."""
     if len(block.commands) <= 6:
         return list(block.commands)
     return [*block.commands[:4], f"… and {len(block.commands) - 4} more in results/README.md"]
@@ -127,9 +127,9 @@ def _lines(page: plots.Page, texts: list[str], height: float, size: float, **sty
 
 
 def _wrapped(texts: list[str]) -> list[str]:
-    """The texts' lines, none longer than a page is wide; nothing of empty texts."""
+    """The lines of the texts, wrapped to the page's width; empty texts give none."""
     lines = [line for text in texts if text for line in text.split("\n")]
-    return [part for line in lines for part in (textwrap.wrap(line, WRAP, subsequent_indent="  ") or [""])]
+    return [piece for line in lines for piece in (textwrap.wrap(line, WRAP, subsequent_indent="  ") or [""])]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ MB = 1_000_000
 METHODS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}  # option: its name in file names
 DATA_SETS = {"sst": 5, "cfimdb": 2}  # number of labels
 LINES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}  # of the course's data files
-REFERENCES = {  # zero-shot with stories42M at batch 10, last column; CFIMDB's test labels are placeholders
+ZERO_SHOT_REFERENCES = {  # zero-shot with stories42M at batch 10, last column; CFIMDB's test labels are placeholders
     "spring2026": {"sst-dev": 0.197, "sst-test": 0.176, "cfimdb-dev": 0.514},
     "fall2025": {"sst-dev": 0.237, "sst-test": 0.250, "cfimdb-dev": 0.490},  # without the causal mask
 }

@@ -18,7 +18,7 @@ from tasks.cli import settings_parser
 from tasks.generate.flags import GenerateSettings
 from tasks.pretrained import SHIPPED
 from tasks.sentiment.flags import FinetuneSettings, LoraSettings, PromptSettings
-from tasks.submission.files import REFERENCES, Course, Step
+from tasks.submission.files import ZERO_SHOT_REFERENCES, Course, Step
 
 SETTINGS = {
     "generate": GenerateSettings, "prompt": PromptSettings, "finetune": FinetuneSettings, "lora": LoraSettings,
@@ -153,7 +153,7 @@ def zero_shot(origins: Iterable[Origin], course: Course, accuracies: dict[str, t
     lines = [f"zero-shot reads {READINGS[reading]}" for reading in sorted(readings, key=str)]
     if None not in readings and readings != {"last_column"}:
         lines.append("(--option submission --zero_shot_pooling last_column hands in the course's reading)")
-    for data, reference in REFERENCES[course.name].items():
+    for data, reference in ZERO_SHOT_REFERENCES[course.name].items():
         if (found := accuracies.get(f"{data}-prompting-output.txt")) is None:
             continue
         accuracy, count = found
