@@ -164,12 +164,12 @@ def draw_problems(
     excluded = np.empty(0, dtype=np.int64)
     for path in excluded_files(settings):
         excluded = np.union1d(excluded, pair_number(*read_problems(path)))
-    files = {"train_file": None, "val_file": None}
+    files: dict[str, tuple[np.ndarray, np.ndarray] | None] = {"train_file": None, "val_file": None}
     for name in files:
         path = Path(getattr(settings, name))
         if name in settings.given and path.exists():
-            files[name] = read_problems(path)
-            numbers = pair_number(*files[name])
+            files[name] = operands = read_problems(path)
+            numbers = pair_number(*operands)
             if np.isin(numbers, excluded).any():
                 raise ValueError(f"{path} has problems that are excluded (of a test, --exclude or --train_file)")
             excluded = np.union1d(excluded, numbers)

@@ -85,13 +85,14 @@ def read_problems(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _operands_of_clean_text(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Reads all lines at once; None unless the text is to the byte what `problem_text` writes for the operands read."""
+    """Reads all lines at once; None unless the text is exactly what `problem_text` writes for the operands."""
     data = np.frombuffer(text, dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
     if not len(data) or starts[-1] + 9 > len(data):
         return None
-    digits = [data[starts + place].astype(np.int64) - ord("0") for place in (0, 1, 2, 3, 5, 6, 7, 8)]
-    a, b = (sum(digit * 10 ** (3 - place) for place, digit in enumerate(four)) for four in (digits[:4], digits[4:]))
+    columns = np.asarray([[0, 1, 2, 3], [5, 6, 7, 8]])[:, :, None]  # of a's and b's digits in a line
+    digits = data[starts + columns].astype(np.int64) - ord("0")  # (2, 4, lines)
+    a, b = np.einsum("ijk,j->ik", digits, 10 ** np.arange(3, -1, -1))
     inside = (a >= LOW) & (a <= HIGH) & (b >= LOW) & (b <= HIGH)
     return (a, b) if inside.all() and problem_text(a, b) == text else None
 

@@ -93,10 +93,10 @@ def draw_heads(checkpoint: Path, out: Path) -> None:
 
 @torch.no_grad()
 def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) -> tuple[float, float, float]:
-    """What the answers lose with one head switched off (its columns of the output matrix put to zero, then back).
+    """What goes wrong with one head switched off: its columns of the output matrix are zero during the test.
 
-    Over the digits c3, c2 and c1 of sums a + b of five digits, a and b each (batch,) int64: the share that is right
-    where no carry comes in, the share that is right where one does, and there the share that is one too small.
+    For the digits c3, c2 and c1 of five-digit sums a + b, with a and b (batch,) int64, it returns the share of right
+    digits without an incoming carry, the share with one, and the share of the latter that is one too small.
     """
     weight, size = model.layers[layer].attention.compute_output.weight, model.config.head_dim
     columns = weight[:, head * size : (head + 1) * size]
@@ -107,8 +107,8 @@ def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) ->
     short = (answer_targets(problem_tokens(a, b))[1:4] - given) % 10
     carried = torch.stack([(a % 10**place + b % 10**place) >= 10**place for place in (3, 2, 1)])
     right = short == 0
-    found = right[~carried], right[carried], short[carried] == 1
-    return tuple(part.double().mean().item() for part in found)
+    without, with_carry, one_short = right[~carried], right[carried], short[carried] == 1
+    return float(without.double().mean()), float(with_carry.double().mean()), float(one_short.double().mean())
 
 
 def main(argv: list[str] | None = None) -> int:

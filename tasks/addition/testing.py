@@ -72,8 +72,9 @@ def is_right(text: str) -> bool:
 
 
 def carries(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many of the four columns carry, (n,)."""
-    return sum((a % 10**place + b % 10**place >= 10**place).astype(np.int64) for place in (1, 2, 3, 4))
+    """Number of columns with a carry, (n,)."""
+    powers = 10 ** np.arange(1, 5)[:, None]
+    return (a % powers + b % powers >= powers).sum(axis=0)
 
 
 def breakdown(problems: Problems, right: list[bool]) -> dict[str, dict[str, str]]:
