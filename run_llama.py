@@ -59,6 +59,10 @@ OPTIONS = {
         "run the course's commands that are missing, then make and check the zip",
         "tasks.submission.flags:SubmissionSettings", "tasks.submission.run:prepare",
     ),
+    "page": Option(
+        "write one HTML file that runs and explains a model offline",
+        "tasks.page.flags:PageSettings", "tasks.page.task:prepare",
+    ),
 }  # fmt: skip
 COURSE_OPTIONS = ("generate", "prompt", "finetune", "lora", "addition")
 COURSE_FLAGS = (
