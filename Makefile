@@ -18,7 +18,7 @@ test: .venv/ready-dev
 
 lint: .venv/ready-dev
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
+	$(PYTHON) -m basedpyright --project pyproject.toml --pythonpath $(PYTHON)
 
 bench: .venv/ready-dev
 	$(PYTHON) -m bench.generate

@@ -1,4 +1,4 @@
-"""Addition problems `a+b=c` with four-digit operands, no unordered pair twice, drawn from a seed.
+"""Addition problems `a+b=c` with four-digit operands, without repeated pairs, drawn from a seed.
 
     python addition_data_generation.py --n 10000 --seed 1 --out problems.txt --exclude data/addition_test.txt
 """
@@ -16,7 +16,7 @@ from tasks.addition.problems import pair_number, problem_text, read_problems, sa
 
 
 def generate_addition_data(n: int, seed: int | None = None, excluded: np.ndarray | None = None) -> list[str]:
-    """n problems as strings `a+b=c`; see `sample_problems`. Without a seed, other ones at each call."""
+    """n problems as strings `a+b=c`; see `sample_problems`. Without a seed, different at each call."""
     return _text(n, seed, excluded).decode("ascii").split("\n") if n else []
 
 
@@ -28,7 +28,7 @@ def _text(n: int, seed: int | None, excluded: np.ndarray | None) -> bytes:
 def generate_dataset(
     n: int, filename: str, save_dir: str = "data", seed: int | None = None, excluded: np.ndarray | None = None
 ) -> None:
-    """Writes n problems to `save_dir/filename`, one a line, and says so."""
+    """Writes n problems to `save_dir/filename`, one per line, and prints where."""
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     path = Path(save_dir) / filename
     text = _text(n, seed, excluded)

@@ -1,4 +1,4 @@
-"""The course's data set of characters: `0` starts, ends and pads, `+0123456789=` are the tokens 1 to 12.
+"""The course's character-level data set: `0` starts, ends and pads, `+0123456789=` are the tokens 1 to 12.
 
     python -c "import addition_lib; print(addition_lib.create_datasets('data/addition_test.txt')[0])"
 """
@@ -29,11 +29,11 @@ class CharDataset(Dataset):
         return len(self.words)
 
     def contains(self, word: str) -> bool:
-        """Whether the word is one of the data set's."""
+        """Whether the word is in the data set."""
         return word in self.words
 
     def get_vocab_size(self) -> int:
-        """Number of token ids, the 0 counted."""
+        """Number of token ids, including 0."""
         return len(self.chars) + 1
 
     def get_output_length(self) -> int:

@@ -1,8 +1,8 @@
-"""Training examples a second: the course's loop against the fast layout, in one run, on the CPU.
+"""Training examples per second: the course's loop against the batched layout, in one run, on the CPU.
 
     python -m bench.addition --threads 2
 
-The course's loop is its DataLoader over `CharDataset.__getitem__`, the plain model and AdamW one tensor at a time.
+The course's loop is its DataLoader over `CharDataset.__getitem__`, the plain model and per-tensor AdamW.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def config_of(shape: tuple[int, int, int, int]) -> LlamaConfig:
 
 
 def course_rate(config: LlamaConfig, seconds: float) -> float:
-    """Examples a second of the course's loop: workers, shuffling, plain model, AdamW tensor by tensor."""
+    """Examples per second of the course's loop: workers, shuffling, plain model, AdamW tensor by tensor."""
     model = Llama(config)
     optimizer = AdamW(model.parameters(), lr=1e-3, foreach=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def _taken(loader: Iterator, count: int) -> list:
 
 
 def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = BATCH) -> float:
-    """Examples a second (of all seeds together) of the trainer's own steps in the fast layout, once compiled."""
+    """Examples per second, over all seeds, of the trainer's compiled steps in the batched layout."""
     settings = AdderTraining(seeds=seeds, batch_size=batch, epochs=1, save_dir=tempfile.mkdtemp())
     model = SideBySide([Llama(config) for _ in range(seeds)])
     problems = Problems.of(*sample_problems(200_000, 0))
@@ -68,9 +68,7 @@ def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = 
 
 
 def exhaustive_rate(problems: int = 400 * CALL) -> float:
-    """Problems a second of the exhaustive test of a model of 1,784 parameters that makes no mistake.
-
-    The time of one call is taken off, and with it the compiler's.
+    """Problems per second of the exhaustive test of a model with 1,784 parameters, without compilation time.
     """
     model = Llama(LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16))
     times = []
@@ -82,7 +80,7 @@ def exhaustive_rate(problems: int = 400 * CALL) -> float:
 
 
 def timed(work: Callable[[], object], examples: int, seconds: float) -> float:
-    """Examples a second of the best third of the calls made in this time, after one call more."""
+    """Examples per second of the fastest third of the calls within this time, after a warm-up call."""
     work()
     rates, ends = [], time.perf_counter() + seconds
     while time.perf_counter() < ends or len(rates) < 3:
@@ -94,7 +92,7 @@ def timed(work: Callable[[], object], examples: int, seconds: float) -> float:
 
 
 def main() -> None:
-    """Prints one line a measurement and the whole as JSON."""
+    """Prints one line per measurement and everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=20, help="length of each measurement")

@@ -29,7 +29,7 @@ from llama import Llama, load_pretrained
 from tests.oracles import transformers_model, transformers_state
 
 Rows = list[list[int]]
-GROUP = 64  # weights of one scale in llama2.c's int8, as its exporter has it
+GROUP = 64  # weights per scale in llama2.c's int8
 RATE = re.compile(r"achieved tok/s: ([\d.]+)")
 
 
@@ -63,7 +63,7 @@ class Isolated:
 
 def _serve(make: Callable[[], Engine], pipe) -> None:
     engine = None
-    with contextlib.suppress(EOFError):  # the other side is gone
+    with contextlib.suppress(EOFError):  # the parent process has ended
         while True:
             request = pipe.recv()
             try:
@@ -142,7 +142,7 @@ def ctranslate2(folder: Path, kind: str) -> Engine:
 
 
 def export_ctranslate2(model: Llama, folder: Path) -> None:
-    """Writes the weights in CTranslate2's format, through the specification its converters fill in."""
+    """Writes the weights in CTranslate2's format, through its converter specification."""
     from ctranslate2.specs import common_spec, transformer_spec
 
     config, state = model.config, transformers_state(model)
@@ -179,7 +179,7 @@ def export_ctranslate2(model: Llama, folder: Path) -> None:
 
 
 def llama2c(program: Path, weights: Path, folder: Path, prompt: list[int]) -> Engine:
-    """llama2.c's `run` or `runq` over exported weights; takes `prompt` alone, which its tokenizer was made for."""
+    """llama2.c's `run` or `runq` over exported weights; accepts only `prompt`, for which its tokenizer was made."""
     vocabulary = folder / "tokenizer.bin"
 
     def run(threads: int, prompts: Rows, new: int) -> Sample:
@@ -195,7 +195,7 @@ def llama2c(program: Path, weights: Path, folder: Path, prompt: list[int]) -> En
 
 
 def _sign(place: int) -> str:
-    """What stands for the prompt's token at this place: a letter of its own, which llama2.c merges with no other."""
+    """The letter that stands for the prompt's token at this index; llama2.c merges it with no other."""
     return chr(0x4E00 + place)
 
 
@@ -207,9 +207,9 @@ def _tokens(text: str, prompt: list[int]) -> list[int]:
 
 
 def write_llama2c_vocabulary(path: Path, size: int, prompt: list[int]) -> None:
-    """A `tokenizer.bin` in which a token's text is its number; those of the prompt have a letter, so it can be typed.
+    """A `tokenizer.bin` in which a token's text is its number; the prompt's tokens have letters.
 
-    llama2.c begins a text with BOS (1) and a space, so the prompt does, too; it must hold no token twice.
+    llama2.c starts a text with BOS (1) and a space, so the prompt does too; it must not repeat a token.
     """
     assert prompt[0] == 1 and len(set(prompt)) == len(prompt)
     signs = {prompt[place]: _sign(place) for place in range(2, len(prompt))} | {prompt[1]: " "}
@@ -228,7 +228,7 @@ def export_run(model: Llama, path: Path) -> None:
     with open(path, "wb") as file:
         file.write(BIN_HEADER.pack(*sizes, vocabulary, config.max_seq_len))
         for name, shape in bin_order(config):
-            tensor = torch.zeros(shape) if name is None else state[name]  # run computes its rotations itself
+            tensor = torch.zeros(shape) if name is None else state[name]  # run recomputes the rotation tables
             file.write(tensor.float().numpy().tobytes())
 
 

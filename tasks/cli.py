@@ -144,6 +144,17 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> tuple[str, Any
         parser.error(f"{error}{recipe}")
 
 
+def parse_alone(name: str, settings: type, summary: str, argv: Sequence[str] | None = None) -> Any:
+    """The settings of a program without options from the command line. Exits with code 2 and one line if it is bad."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = settings_parser(settings, name, summary)
+    args, given = parser.parse_args(words), _given(parser, words)
+    required = [entry.name for entry in dataclasses.fields(settings) if entry.metadata.get("required")]
+    if missing := [f"--{entry}" for entry in required if entry not in given]:
+        parser.error(f"{name} needs {', '.join(missing)}")
+    return settings(given=given, **vars(args))
+
+
 def overview_parser(program: Program) -> argparse.ArgumentParser:
     """The parser behind `PROGRAM --help`: it names the options and where each option's flags are explained."""
     tasks = "\n".join(f"  {name:<12} {option.summary}" for name, option in program.options.items())

@@ -10,6 +10,7 @@ import pytest
 import run_llama
 from tasks import cli
 from tasks.ail861 import run as ail861
+from tasks.ail861.flags import Ail861Settings
 from tests.tiny import write_corpus
 
 MODEL = {
@@ -53,19 +54,10 @@ def test_a_missing_text_is_refused(texts, tmp_path, capsys, missing):
 
 def test_a_step_that_fails_is_named(texts, tmp_path, capsys):
     (tmp_path / "valid.txt").write_text("too short", encoding="utf-8")
-    steps = ail861.prepare(cli_args(texts))
+    steps = ail861.prepare(cli.parse_alone("ail861", Ail861Settings, "", texts))
     (tmp_path / "runs" / "words.json").write_text("no vocabulary")
-    with pytest.raises(RuntimeError, match=r"vectors ended with code 2 .*not a word vocabulary"):
+    with pytest.raises(ChildProcessError, match=r"vectors ended with code 2 .*not a word vocabulary"):
         ail861.perform(steps[1], tmp_path / "runs")
-
-
-def cli_args(texts: list[str]):
-    parser = cli.new_parser("test", "")
-    for name in ("corpus", "valid", "size", "threads", "save_dir", "runs", "dtype"):
-        parser.add_argument(f"--{name}")
-    args = parser.parse_args(texts)
-    args.show = args.use_gpu = False
-    return args
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import addition_run
 import run_llama
 from tasks import cli
+from tasks.ail861.run import size_of
 from tasks.recipe import recipe_text
 from tests.tiny import ROOT
 
@@ -71,7 +72,10 @@ def test_a_missing_recipe_is_refused(capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.toml")) if not path.stem.startswith("ail861_")]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_parses(path):
     recipe = tomllib.loads(path.read_text("utf-8"))
     program = {"run_llama.py": run_llama.PROGRAM, "addition_run.py": addition_run.PROGRAM}[recipe["program"]]
@@ -82,3 +86,8 @@ def test_every_shipped_recipe_parses(path):
     option, settings = cli.parse(program, ["--recipe", str(path), *files.get(recipe["option"], [])])
     assert option == recipe["option"]
     assert {name.replace("-", "_") for name, value in recipe["flags"].items() if value is not False} <= settings.given
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "large"])
+def test_the_sizes_of_ail861_are_recipes(name):
+    assert size_of(name).dim in (16, 192, 512)

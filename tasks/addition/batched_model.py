@@ -1,9 +1,9 @@
-"""Tiny adders trained fast: several seeds side by side, the batch as the last and contiguous axis, one compiled step.
+"""Fast training of tiny adders: all seeds in one batched model, batch-last layout, one compiled step.
 
-The arithmetic is the shared `Llama`'s (`tests/test_addition_fast.py` holds logits, gradients and trained weights
-equal), laid out for problems `a+b=c` alone: activations are (seeds, features, positions, batch), so that a vector
-register holds one feature of many problems; each product with a small matrix is a sum over features that the compiler
-fuses with what surrounds it; the last layer asks only at the answer's positions.
+The arithmetic is the shared `Llama`'s (`tests/test_addition_fast.py` compares logits, gradients and trained weights),
+laid out for problems `a+b=c`. Activations are (seeds, features, positions, batch), so that a vector register holds one
+feature of many problems. A product with a small matrix is a sum over features that the compiler fuses with its
+neighbours. The last layer has queries only at the answer's positions.
 
     python addition_run.py train --seeds 6
 """
@@ -23,15 +23,14 @@ from tasks.addition.problems import EQUALS
 POSITIONS = 16  # 0, a, +, b, = and five digits of c
 FIRST = 10  # the position of `=`, which predicts the first digit of the answer
 ANSWER = POSITIONS - FIRST  # at most five digits and the end
-SMALL = 128  # weights up to which a sum beats a matrix product
+SMALL = 128  # largest number of weights for which a sum beats a matrix product
 
 
 class SideBySide(nn.Module):
-    """Models of one configuration as one: each seed's parameters are one flat vector, so a group of the optimizer.
+    """Several models of one configuration in one module; each seed's parameters are one flat vector.
 
-    `forward` takes operands a and b, each (batch,) int64, and gives the logits of the answer's positions with the
-    right digits before them (teacher forcing): (seeds, vocab_size, 6, batch).
-    Raises ValueError for a configuration the layout does not know.
+    `forward` takes operands a and b, each (batch,) int64, and returns teacher-forced logits at the answer's positions:
+    (seeds, vocab_size, 6, batch). Raises ValueError for a configuration that the layout does not support.
     """
 
     def __init__(self, models: list[Llama]):
@@ -76,7 +75,7 @@ class SideBySide(nn.Module):
         return mix(weights.get("output.weight", weights["tok_embeddings.weight"]), self._norm(weights, "norm.", x))
 
     def _layer(self, weights: dict[str, Tensor], layer: str, x: Tensor, first: int) -> Tensor:
-        """One block; of (seeds, dim, 16, batch) it returns the positions from `first` on."""
+        """One block on (seeds, dim, 16, batch); returns the positions from `first` on."""
         narrow = self._norm(weights, f"{layer}attention_norm.", x)
         x = x[:, :, first:] + self._attention(weights, f"{layer}attention.", narrow, first)
         wide = self._norm(weights, f"{layer}ffn_norm.", x)
@@ -108,7 +107,7 @@ class SideBySide(nn.Module):
         return mix(weights[f"{name}compute_output.weight"], attended.flatten(1, 3))
 
     def _rotate(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Even and odd features, turned; x is (seeds, kv_heads, group, pairs, 2, positions, batch)."""
+        """Rotated even and odd features; x is (seeds, kv_heads, group, pairs, 2, positions, batch)."""
         even, odd, cos, sin = x[:, :, :, :, 0], x[:, :, :, :, 1], self.rope_cos[:, first:], self.rope_sin[:, first:]
         return even * cos - odd * sin, even * sin + odd * cos
 
@@ -121,7 +120,7 @@ def mix(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def problem_tokens(a: Tensor, b: Tensor) -> Tensor:
-    """The token ids of problems, (16, batch): 0, the text `a+b=c`, and a 0 where c has four digits."""
+    """The token ids of problems, (16, batch): 0, the text `a+b=c`, and a 0 if c has four digits."""
     c = a + b
     zero = torch.zeros_like(a)
     long = c >= 10000
@@ -140,22 +139,22 @@ def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def answer_targets(tokens: Tensor) -> Tensor:
-    """What each answer position is to predict, (6, batch)."""
+    """Target of each answer position, (6, batch)."""
     return torch.cat([tokens[FIRST + 1 :], torch.zeros_like(tokens[:1])])
 
 
 def counted(tokens: Tensor) -> Tensor:
-    """True where an answer position has a target, (6, batch): all but the last of a four-digit answer."""
+    """True if an answer position has a target, (6, batch): all except the last of a four-digit answer."""
     return torch.cat([torch.ones_like(tokens[FIRST + 1 :]), tokens[-1:]]) > 0
 
 
 def one_hot(ids: Tensor, vocab: int, dtype: torch.dtype) -> Tensor:
-    """(vocab, *ids.shape): 1 where the id is the row's, else 0."""
+    """(vocab, *ids.shape): 1 if the id equals the row, else 0."""
     rows = torch.arange(vocab, device=ids.device).view(-1, *[1] * ids.dim())
     return (ids == rows).to(dtype)
 
 
 def check_config(config: LlamaConfig) -> None:
-    """Raises ValueError for what this layout does not compute."""
+    """Raises ValueError for a configuration that this layout does not support."""
     if config.dropout or not config.causal or config.max_seq_len < POSITIONS:
         raise ValueError("the fast path trains causal models without dropout, of at least 16 positions")

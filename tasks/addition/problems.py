@@ -1,4 +1,4 @@
-"""Addition problems `a+b=c` with four-digit operands: their numbers, a draw of them, their text. Pure functions.
+"""Addition problems `a+b=c` with four-digit operands: numbering, sampling and text. Pure functions.
 
     python -c "from tasks.addition.problems import *; print(problem_text(*sample_problems(3, seed=0)).decode())"
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 CHARS = list("+0123456789=")  # token ids 1 to 12; 0 starts, ends and pads
 EQUALS = 12
-IGNORED = -1  # a target that no loss counts
+IGNORED = -1  # a target that does not count
 MAX_WORD_LENGTH = 15  # `9999+9999=19998`
 LOW, HIGH = 1000, 9999
 OPERANDS = HIGH - LOW + 1  # 9,000
@@ -21,7 +21,7 @@ PAIRS = OPERANDS * (OPERANDS + 1) // 2  # 40,504,500 unordered pairs, equal oper
 
 
 def pair_number(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The number of the unordered pair {a, b}, from 0 to PAIRS − 1: row by row of the triangle under the diagonal."""
+    """The number of the unordered pair {a, b}, from 0 to PAIRS − 1: row by row of the lower triangle."""
     large, small = np.maximum(a, b) - LOW, np.minimum(a, b) - LOW
     return large * (large + 1) // 2 + small
 
@@ -33,9 +33,9 @@ def pair_of(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sample_problems(n: int, seed: int, excluded: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """n distinct unordered pairs in random order, each of its two orders equally likely: a and b, each (n,) int64.
+    """n distinct unordered pairs in random order, operands in either order: a and b, each (n,) int64.
 
-    `excluded` holds pair numbers not to draw. Raises ValueError when there are not n problems left.
+    `excluded` holds pair numbers to leave out. Raises ValueError if fewer than n problems are left.
     """
     excluded = np.unique(excluded) if excluded is not None else np.empty(0, dtype=np.int64)
     left = PAIRS - len(excluded)
@@ -50,7 +50,7 @@ def sample_problems(n: int, seed: int, excluded: np.ndarray | None = None) -> tu
 
 
 def _skip(ranks: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-    """The numbers at these ranks among those not excluded (sorted): rank + how many excluded ones come before."""
+    """The numbers at these ranks among those not in the sorted `excluded`."""
     return ranks + np.searchsorted(excluded - np.arange(len(excluded)), ranks, side="right")
 
 
@@ -70,7 +70,7 @@ def problem_text(a: np.ndarray, b: np.ndarray) -> bytes:
 def read_problems(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The operands of a file of problems, each (lines,) int64; blank lines are skipped.
 
-    Raises OSError, or ValueError that names the line which is not `a+b=c` with four-digit operands and the right c.
+    Raises OSError, or ValueError naming the line that is not `a+b=c` with four-digit operands and the right c.
     """
     data = Path(path).read_bytes()
     operands = _operands_of_clean_text(data.rstrip(b"\n"))

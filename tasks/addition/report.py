@@ -1,5 +1,4 @@
-"""The adders side by side: a table of all tested models in a folder, accuracy against parameters as a figure, and
-what the heads of one of them look at and what becomes of its digits without each.
+"""Reports on adders: a table of all tested models, accuracy against parameters, and the heads of one model.
 
     python -m tasks.addition.report --models addition_models --out docs/addition_accuracy.png
     python -m tasks.addition.report --heads_of addition_models/best_model/best_model.pth --out docs/addition_heads.png
@@ -25,7 +24,7 @@ from tasks.addition.testing import load_adder
 from tasks.addition.workload import answer_logits
 from tasks.attention_maps import attention_weights
 
-PUBLIC = [  # parameters and accuracy on the course's test that public solutions of the course report
+PUBLIC = [  # parameters and accuracy of public solutions
     (3_288, 1.0), (16_880, 1.0), (25_312, 1.0), (134_880, 1.0), (25_200, 1.0), (25_200, 0.085), (1_176, 0.022),
     (28_560, 0.70),
 ]  # fmt: skip
@@ -34,7 +33,7 @@ LOOKED_AT = 200  # problems whose attention is averaged
 
 
 def read_models(folder: Path) -> list[dict]:
-    """What `addition_run.py test` and `train` wrote of every model, the smallest first. Raises ValueError for none."""
+    """The results of every tested model, smallest first. Raises ValueError if there is none."""
     found = []
     for path in sorted(folder.glob("*/experiment_summary.json")):
         summary = json.loads(path.read_text("utf-8"))
@@ -59,7 +58,7 @@ def read_models(folder: Path) -> list[dict]:
 
 
 def table(models: list[dict]) -> str:
-    """A Markdown table, one model a line."""
+    """A Markdown table, one model per line."""
     names = list(models[0])
     rows = [[_cell(model[name]) for name in names] for model in models]
     heads = [name.replace("_", " ") for name in names]
@@ -71,9 +70,9 @@ def _cell(value: object) -> str:
 
 
 def draw_heads(checkpoint: Path, out: Path) -> None:
-    """Prints `digits_without` each head; draws its attention, the mean over `LOOKED_AT` sums of five digits, as heat.
+    """Prints `digits_without` each head and draws its attention, averaged over `LOOKED_AT` five-digit sums.
 
-    Positions bear the names of their digits: a3 is the thousands of a, c0 the units of the answer.
+    Positions are named after their digits: a3 is the thousands digit of a, c0 the last digit of the answer.
     """
     model = load_adder(checkpoint, torch.device("cpu"))
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(20 * LOOKED_AT, 0))
@@ -84,9 +83,9 @@ def draw_heads(checkpoint: Path, out: Path) -> None:
     plots.attention_maps(maps.tolist(), POSITION_NAMES, out)
     for layer in range(model.config.n_layers):
         for head in range(model.config.n_heads):
-            alone, carried, short = digits_without(model, layer, head, a, b)
+            without, carried, short = digits_without(model, layer, head, a, b)
             print(
-                f"layer {layer + 1}, head {head + 1} off: digits right where no carry comes in {alone:.3f}, "
+                f"layer {layer + 1}, head {head + 1} off: digits right where no carry comes in {without:.3f}, "
                 f"where one does {carried:.3f}, there one too small {short:.3f}"
             )
 

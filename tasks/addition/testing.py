@@ -1,4 +1,4 @@
-"""How an adder is tested: greedy answers, what was wrong and where, and all 81 million problems at once.
+"""Tests of an adder: greedy answers, a breakdown of the mistakes, and all 81 million problems.
 
     python addition_run.py test --checkpoint addition_models/best_model/best_model.pth --exhaustive
 """
@@ -26,12 +26,12 @@ from tasks.addition.workload import Problems, answer_logits
 END = 0
 VOCABULARY = len(CHARS) + 1
 PROMPT = re.compile(r"([1-9][0-9]{3})\+([1-9][0-9]{3})=?")
-NEAR = 1e-3  # logits closer than this are asked again of the shared model
-CALL = 512  # problems a call in the exhaustive test; activations of more leave the processor's cache
+NEAR = 1e-3  # below this margin the plain model decides
+CALL = 512  # problems per call in the exhaustive test; more would not fit in the CPU cache
 
 
 def load_adder(path: str | Path, device: torch.device) -> Llama:
-    """The model of a checkpoint, in evaluation mode. Raises OSError, or ValueError if it is no adder."""
+    """The model of a checkpoint, in evaluation mode. Raises OSError, or ValueError if it is not an adder."""
     found = read_checkpoint(path)
     if found.config.vocab_size != VOCABULARY:
         raise CheckpointError(f"{path} has a vocabulary of {found.config.vocab_size}; an adder's is {VOCABULARY}")
@@ -49,7 +49,7 @@ def parse_prompt(text: str) -> tuple[int, int]:
 
 
 def answers(model: Llama, problems: Problems, max_new_tokens: int = 10, batch: int = 2500) -> list[str]:
-    """Each problem with the model's greedy answer, `a+b=c`, cut at the end token. A bar shows the progress."""
+    """Each problem with the model's greedy answer, `a+b=c`, without the end token. Shows a progress bar."""
     texts, itos = [], ["", *CHARS]
     bar = tqdm(total=len(problems), desc="answering", unit="problem", disable=len(problems) <= batch)
     for places in torch.arange(len(problems)).split(batch):
@@ -78,7 +78,7 @@ def carries(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def breakdown(problems: Problems, right: list[bool]) -> dict[str, dict[str, str]]:
-    """Right of asked, by the number of carries and by the digits of the answer."""
+    """Right answers of all, by number of carries and by length of the answer."""
     a, b = problems.a.numpy().astype(np.int64), problems.b.numpy().astype(np.int64)
     kinds = {"carries": carries(a, b), "digits_of_the_answer": np.where(a + b >= 10000, 5, 4)}
     found = {}
@@ -93,11 +93,10 @@ def breakdown(problems: Problems, right: list[bool]) -> dict[str, dict[str, str]
 def exhaustive(
     model: Llama, compile_forward: bool = True, part: range = range(OPERANDS**2), near: float = NEAR
 ) -> list[str]:
-    """Asks all ordered problems, or those numbered by `part` from 1000+1000, 1000+1001 on; returns the wrong.
+    """Tests all ordered problems, or the slice `part` of 1000+1000, 1000+1001, …; returns the wrong answers.
 
-    Greedy decoding is right just where every argmax after the right digits is, so one pass over question and answer
-    decides a problem. Where the right logit does not lead by `near`, the shared model's own greedy answer decides:
-    a wrong one is returned as `a+b=answer`.
+    Greedy decoding is right exactly if every teacher-forced argmax is right, so one pass decides a problem. If the
+    right logit leads by less than `near`, the plain model's greedy answer decides. A wrong answer is `a+b=answer`.
     """
     fast = SideBySide([model])
     device = fast.rope_cos.device
@@ -117,13 +116,13 @@ def exhaustive(
 
 
 def ordered_problems(start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Operands of the problems numbered from `start`, each (CALL,) int64; past `stop` the last one again."""
+    """Operands of the problems numbered from `start`, each (CALL,) int64; past `stop` the last one is repeated."""
     number = torch.arange(start, start + CALL, device=device).clamp(max=stop - 1)
     return LOW + number // OPERANDS, LOW + number % OPERANDS
 
 
 def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
-    """By how much the right token's logit leads the best other one at the answer's weakest position, (batch,)."""
+    """Smallest lead of the right token's logit over the best other one at any answer position, (batch,)."""
     tokens = problem_tokens(a, b)
     logits = answer_logits(fast, a, b)[0]  # (vocab, 6, batch)
     chosen = one_hot(answer_targets(tokens), len(logits), torch.bool)
@@ -135,7 +134,7 @@ def _compiled(fast: SideBySide, device: torch.device) -> Callable[[SideBySide, T
     compiled = torch.compile(smallest_margins, dynamic=False)
     try:
         compiled(fast, *ordered_problems(0, CALL, device))
-    except Exception as error:  # whatever a machine without a compiler raises
+    except Exception as error:  # a machine without a compiler raises many kinds of errors
         print(f"the test is not compiled here and runs slower ({type(error).__name__})")
         return smallest_margins
     return compiled

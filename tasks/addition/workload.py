@@ -1,4 +1,4 @@
-"""Addition as a workload of the trainer: problems as tensors, the loss on the answer alone, dev loss and accuracy.
+"""Addition as a workload of the trainer: problems as tensors, the loss on the answer, dev loss and accuracy.
 
     python addition_run.py train --epochs 1
 """
@@ -58,9 +58,9 @@ class Problems:
         return pair_number(self.a.numpy().astype(np.int64), self.b.numpy().astype(np.int64))
 
     def rows(self, index: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Operands at these places as (size,) int64, filled up with 1000+1000, and their weights: 1, and 0 there.
+        """Operands at these indices as (size,) int64, padded with 1000+1000, and weights: 1, or 0 for padding.
 
-        One size for all batches, so that a step is compiled once.
+        All batches have one size, so that the step is compiled once.
         """
         operands = []
         for numbers in (self.a, self.b):
@@ -72,7 +72,7 @@ class Problems:
 
 
 class Batches(Sequence):
-    """The places of an epoch's problems in chunks: item i is (size,) int64, the last one maybe shorter."""
+    """An epoch's problem indices in chunks: item i is (size,) int64; the last chunk may be shorter."""
 
     def __init__(self, order: Tensor, size: int):
         self.order, self.size = order, size
@@ -91,8 +91,7 @@ class Batches(Sequence):
 class AdditionWorkload:
     """Trains on `training` for `epochs` and measures on `dev`, `chunk` problems at a time.
 
-    No more than `most_examples` are seen: the last epoch ends where they are spent. `model` is `SideBySide`, or a
-    plain `Llama`.
+    The last epoch ends when `most_examples` have been seen. `model` is a `SideBySide` or a plain `Llama`.
     """
 
     def __init__(
@@ -118,12 +117,12 @@ class AdditionWorkload:
         self.best_seed = 0
 
     def compile_step(self, model: Model) -> None:
-        """Compiles the step for `model`; where that cannot be done it runs as it is, which one line tells."""
+        """Compiles the step for `model`; if that fails, it stays uncompiled and one line says so."""
         sample = self.training.rows(torch.arange(0), self.chunk, self.device)
         compiled = torch.compile(summed_losses, dynamic=False), torch.compile(measured, dynamic=False)
         try:
             compiled[0](model, *sample).sum().backward()
-        except Exception as error:  # whatever a machine without a compiler raises
+        except Exception as error:  # a machine without a compiler raises many kinds of errors
             print(f"the step is not compiled here and runs slower ({type(error).__name__})")
             return
         finally:
@@ -138,7 +137,7 @@ class AdditionWorkload:
         return len(self.training) - (self.surplus if epoch == self.last_epoch else 0)
 
     def epoch(self, epoch: int) -> Batches:
-        """All training problems in an order of the epoch's own."""
+        """All training problems in the epoch's random order."""
         if self._drawn is None or self._drawn[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
             order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
@@ -146,7 +145,7 @@ class AdditionWorkload:
         return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk)
 
     def _with_nines(self, order: Tensor, generator: torch.Generator) -> Tensor:
-        """A share `nines` of the order's places is drawn from the groups of `travelling`, each group as likely."""
+        """Replaces a share `nines` of the order with problems of `travelling`, its groups equally likely."""
         if not self.travelling:
             return order
         replaced = torch.rand(len(order), generator=generator) < self.nines
@@ -157,23 +156,23 @@ class AdditionWorkload:
         return order
 
     def count(self, batch: Tensor) -> int:
-        """Digits of the answers and their ends."""
+        """Number of targets: the answers' digits and their ends."""
         carried = self.training.a[batch] + self.training.b[batch] >= 10000
         return (ANSWER - 1) * len(batch) + int(carried.sum())
 
     def loss(self, model: Model, batch: Tensor) -> Tensor:
-        """Summed cross-entropy, in nats: of several seeds the mean as a value, but the gradient of their sum.
+        """Summed cross-entropy in nats. For several seeds: the mean as a value, with the gradient of the sum.
 
-        Each seed then learns as it would alone.
+        So every seed learns as if it were trained separately.
         """
         losses = self.losses_of(model, *self.training.rows(batch, self.chunk, self.device))
         total = losses.sum()
         return total + (losses.mean() - total).detach()
 
     def evaluate(self, model: Model) -> dict[str, float | list[float] | bool]:
-        """Dev loss a token and share of right answers of every seed; the best seed's decide.
+        """Dev loss per token and accuracy of every seed; the best seed gives the score.
 
-        Best is one without a mistake, and among equals the one of the least loss.
+        The best seed makes no mistake, and among equals has the lowest loss.
         """
         losses, right = measure(model, self.dev, self.measured_of)
         accuracies = [count / len(self.dev) for count in right]
@@ -193,9 +192,9 @@ class AdditionWorkload:
 
 
 def travelling(problems: Problems) -> list[Tensor]:
-    """The places of problems of which one, two and three lower columns sum to nine: a carry travels through these.
+    """Indices (n,) int32 of the problems with one, two and three lower columns that sum to nine: long carry chains.
 
-    Each (places,) int32; a group without a problem is left out.
+    Empty groups are left out.
     """
     a, b = problems.a, problems.b
     columns = sum((a // place % 10 + b // place % 10 == 9).int() for place in (1, 10, 100))
@@ -223,7 +222,7 @@ def random_states(seed: int) -> dict:
 
 
 def answer_logits(model: Model, a: Tensor, b: Tensor) -> Tensor:
-    """Logits at the answer's positions, (seeds or 1, vocab_size, 6, batch), the right digits standing before each."""
+    """Teacher-forced logits at the answer's positions, (seeds or 1, vocab_size, 6, batch)."""
     if isinstance(model, SideBySide):
         return model(a, b)
     hidden = model.hidden_states(problem_tokens(a, b).T)[:, FIRST:]  # (batch, 6, dim)
@@ -231,14 +230,14 @@ def answer_logits(model: Model, a: Tensor, b: Tensor) -> Tensor:
 
 
 def summed_losses(model: Model, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """Summed cross-entropy of the answers, (seeds or 1,); `weights` (batch,) is 0 for a problem to leave out."""
+    """Summed cross-entropy of the answers, (seeds or 1,); `weights` (batch,) is 0 for problems that do not count."""
     return (token_losses(answer_logits(model, a, b), problem_tokens(a, b)) * weights).sum(dim=(1, 2))
 
 
 def measured(model: Model, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Summed losses and number of right answers, each (seeds or 1,).
 
-    Greedy decoding is right just where every argmax after the right digits is.
+    Greedy decoding is right exactly if every teacher-forced argmax is right.
     """
     logits, tokens = answer_logits(model, a, b), problem_tokens(a, b)
     losses = (token_losses(logits, tokens) * weights).sum(dim=(1, 2))
@@ -248,7 +247,7 @@ def measured(model: Model, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tenso
 
 @torch.no_grad()
 def measure(model: Model, problems: Problems, measured_of: Callable = measured) -> tuple[list[float], list[int]]:
-    """Loss a target and number of right answers of every seed, over all problems."""
+    """Loss per target and number of right answers of every seed, over all problems."""
     device = next(model.parameters()).device
     losses = right = 0
     for places in torch.arange(len(problems)).split(EVALUATION_BATCH):
@@ -259,7 +258,7 @@ def measure(model: Model, problems: Problems, measured_of: Callable = measured) 
 
 
 def train_one_epoch(model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, device) -> float:
-    """The course's epoch: one update a batch (x, y) of the loader; returns the mean of the batches' losses."""
+    """The course's epoch: one update per batch (x, y) of the loader; returns the mean batch loss."""
     totals = [
         update(model, optimizer, [(x.to(device), answers_only(x, y).to(device))], _count, _summed_loss)[0]
         for x, y in loader
@@ -269,7 +268,7 @@ def train_one_epoch(model: nn.Module, loader: Iterable, optimizer: torch.optim.O
 
 @torch.no_grad()
 def evaluate_loss(model: nn.Module, loader: Iterable, device) -> float:
-    """The mean over the loader's batches of the loss a target, in evaluation mode."""
+    """Mean loss per target over the loader's batches, in evaluation mode."""
     model.eval()
     batches = ((x.to(device), answers_only(x, y).to(device)) for x, y in loader)
     losses = [(_summed_loss(model, batch) / _count(batch)).item() for batch in batches]
@@ -277,7 +276,7 @@ def evaluate_loss(model: nn.Module, loader: Iterable, device) -> float:
 
 
 def answers_only(x: Tensor, y: Tensor) -> Tensor:
-    """The targets y (batch, seqlen) after `=`, that is the answer and its end; −1 in place of all before."""
+    """The targets y (batch, seqlen) with −1 before the answer: only the answer and its end count."""
     return torch.where((x == EQUALS).cumsum(dim=1) > 0, y, IGNORED)
 
 

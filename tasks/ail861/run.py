@@ -9,17 +9,18 @@ and interrupted ones resume when the same command is started again.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.io.files import check_readable, write_text
+from tasks import cli
 from tasks.ail861 import report as ail861_report
-from tasks.cli import new_parser
-from tasks.settings import positive
+from tasks.ail861.flags import Ail861Settings
 from tasks.stories.data import SEPARATOR, read_documents
 from tasks.stories.fasttext import require_gensim
 
@@ -47,14 +48,14 @@ class Size:
     dtype: str = "float32"
 
 
-SIZES = {
-    "tiny": Size(300, 16, 2, 4, 1e-3, 0.0, 5, 24, 24, 5, stories=4, vector_epochs=1, bench_layers=2, rounds=1),
-    "small": Size(6000, 192, 1, 16, 1.5e-3, 0.0, 1000, 1200, 600, vector_epochs=2),
-    "large": Size(10000, 512, 12, 64, 1e-3, 0.1, 500, 20000, 20000, dtype="bfloat16"),
-}
 LAYERS, HEADS, CONTEXT, MICRO_ROWS, RATE, WARMUP = 3, 8, 64, 16, 3e-4, 100
 STARTS = ("fasttext", "random", "frozen")
 ACCUMULATIONS = (1, 2, 4, 8)
+
+
+def size_of(name: str) -> Size:
+    """The size in `recipes/ail861_NAME.toml`."""
+    return Size(**tomllib.loads((ROOT / "recipes" / f"ail861_{name}.toml").read_text("utf-8"))["size"])
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,22 @@ class Step:
     done: Path
 
 
-def build_steps(args: argparse.Namespace, work: Path) -> list[Step]:
+def build_steps(settings: Ail861Settings, work: Path) -> list[Step]:
     """All commands in order; `work` is the folder they write to."""
-    size, words, vectors = SIZES[args.size], work / "words.json", work / "words.vec"
-    machine = (["--use_gpu"] if args.use_gpu else []) + (["--threads", str(args.threads)] if args.threads else [])
-    text = ["--corpus", args.corpus, "--tokenizer", str(words), *machine]
+    size, words, vectors = size_of(settings.size), work / "words.json", work / "words.vec"
+    machine = ["--use_gpu"] if settings.use_gpu else []
+    machine += ["--threads", str(settings.threads)] if settings.threads else []
+    text = ["--corpus", settings.corpus, "--tokenizer", str(words), *machine]
 
     def run(option: str, *flags) -> list[str]:
         return [sys.executable, str(ROOT / "run_llama.py"), "--option", option, *map(str, flags)]
 
     def train(name: str, *flags) -> Step:
         folder = work / name
-        model = _model(size, args.dtype or size.dtype)
+        model = _model(size, settings.dtype or size.dtype)
         return Step(name, run("pretrain", *model, *flags, "--save_dir", folder), folder / "loss_curve.png")
 
-    start, valid = ["--embeddings", vectors], ["--valid", args.valid]
+    start, valid = ["--embeddings", vectors], ["--valid", settings.valid]
     recipe = ["--lr", size.lr, "--schedule", "cosine", "--warmup_steps", WARMUP, "--dropout", size.dropout]
     often = ["--evaluate_every", size.evaluate_every, "--save_every", size.evaluate_every]
     whole = [*text, *valid, "--batch_tokens", size.rows * CONTEXT, *often, *recipe, "--epochs", size.epochs]
@@ -88,7 +90,7 @@ def build_steps(args: argparse.Namespace, work: Path) -> list[Step]:
     compared = ["--corpus", work / "starts.txt", *micro, *valid, "--evaluate_every", size.starts_evaluate_every]
     part = ["--corpus", work / "part.txt", *micro, *start]
     measured = work / "evaluate"
-    evaluate = ["--corpus", args.valid, "--pretrained-model-path", work / "measured" / "best.pt", *machine]
+    evaluate = ["--corpus", settings.valid, "--pretrained-model-path", work / "measured" / "best.pt", *machine]
     evaluate += ["--stories", size.stories, "--stride", CONTEXT // 2, "--save_dir", measured]
     bench = [sys.executable, "-m", "bench.checkpointing", "--layers", size.bench_layers, "--dim", size.dim]
     bench += ["--vocab", size.vocabulary, "--rounds", size.rounds, "--out", work / "checkpointing.json", *machine]
@@ -114,70 +116,62 @@ def _model(size: Size, dtype: str) -> list:
     return [*flags, "--untied_output", "--dtype", dtype, "--resume"]
 
 
-def prepare(args: argparse.Namespace) -> list[Step]:
+def prepare(settings: Ail861Settings) -> list[Step]:
     """Checks the texts and the packages and makes the folders. Raises ValueError or OSError before any work."""
     require_gensim()
-    documents = read_documents(args.corpus)
-    check_readable(args.valid)
-    work = Path(args.runs)
-    steps = build_steps(args, work)
-    if args.show:
+    documents = read_documents(settings.corpus)
+    check_readable(settings.valid)
+    work = Path(settings.runs)
+    steps = build_steps(settings, work)
+    if settings.show:
         return steps
-    for folder in (work, Path(args.save_dir)):
+    for folder in (work, Path(settings.save_dir)):
         folder.mkdir(parents=True, exist_ok=True)
     for name in [step.done.parent for step in steps]:
         name.mkdir(exist_ok=True)
-    size = SIZES[args.size]
+    size = size_of(settings.size)
     for name, count in {"part.txt": size.part, "starts.txt": size.starts}.items():
         write_text(work / name, f"\n{SEPARATOR}\n".join(documents[:count]) + "\n")
     return steps
 
 
 def perform(step: Step, work: Path) -> None:
-    """Runs the step with its output in a log; raises RuntimeError with the log's last line if it fails."""
+    """Runs the step with its output in a log; raises ChildProcessError with the log's last line if it fails."""
     log = work / f"{step.name}.log"
     with open(log, "a", encoding="utf-8") as file:
         code = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
-        raise RuntimeError(f"{step.name} ended with code {code} ({log}): {lines[-1] if lines else ''}")
+        raise ChildProcessError(f"{step.name} ended with code {code} ({log}): {lines[-1] if lines else ''}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the remaining steps, then writes the report. Exit code 2 for bad input, 1 for a failing step."""
-    parser = new_parser("ail861.py", __doc__.split("\n")[0])
-    parser.add_argument("--corpus", required=True, metavar="FILE", help="training stories, <|endoftext|> between them")
-    parser.add_argument("--valid", required=True, metavar="FILE", help="validation stories: measured, never trained on")
-    parser.add_argument("--size", choices=SIZES, default="small", help="small: two cores; large: a GPU")
-    parser.add_argument("--save_dir", default="results/ail861", metavar="DIR", help="tables and figures")
-    parser.add_argument("--runs", default="runs/ail861", metavar="DIR", help="checkpoints and logs")
-    parser.add_argument("--use_gpu", action="store_true", help="run on the first CUDA device")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="large: bfloat16; else float32")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
-    parser.add_argument("--show", action="store_true", help="print the commands and do nothing")
-    args = parser.parse_args(argv)
-    try:
-        args.corpus, args.valid = (str(Path(path).resolve()) for path in (args.corpus, args.valid))
-        args.runs, args.save_dir = (str(Path(path).resolve()) for path in (args.runs, args.save_dir))
-        steps = prepare(args)
-    except (ValueError, OSError) as error:
-        print(f"ail861.py: {error}", file=sys.stderr)
-        return 2
-    if args.show:
-        print("\n".join(shlex.join(map(str, step.command)) for step in steps))
-        return 0
-    try:
+    settings = cli.parse_alone("ail861", Ail861Settings, __doc__.split("\n")[0], argv)
+    paths = {name: str(Path(getattr(settings, name)).resolve()) for name in ("corpus", "valid", "runs", "save_dir")}
+    settings = dataclasses.replace(settings, **paths)
+    return cli.carry_out("ail861", lambda: prepare_all(settings))
+
+
+def prepare_all(settings: Ail861Settings) -> cli.Work:
+    """Checks everything and returns the work. Raises ValueError or OSError."""
+    steps = prepare(settings)
+
+    def work() -> None:
+        if settings.show:
+            print("\n".join(shlex.join(map(str, step.command)) for step in steps))
+            return
         for number, step in enumerate(steps, start=1):
             done = step.done.exists()
             print(f"[{number}/{len(steps)}] {step.name}{': done before' if done else ''}", flush=True)
             if not done:
-                perform(step, Path(args.runs))
-    except (RuntimeError, OSError) as error:
-        print(f"ail861.py: {error}", file=sys.stderr)
-        return 1
-    ail861_report.write_report(Path(args.runs), Path(args.save_dir), args.size, "cuda" if args.use_gpu else "cpu")
-    print(f"wrote {args.save_dir}")
-    return 0
+                perform(step, Path(settings.runs))
+        clock = "cuda" if settings.use_gpu else "cpu"
+        ail861_report.write_report(Path(settings.runs), Path(settings.save_dir), settings.size, clock)
+        print((Path(settings.save_dir) / "tables.md").read_text("utf-8"))
+        print(f"wrote {settings.save_dir}")
+
+    return work
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Reads the logs and JSON files of real runs into tables, figures and samples for the page of results.
-
-    python -c "from tasks.results import sources as r; print(*(block.title for block in r.gather('.')[0]), sep=', ')"
-"""
+"""Reads the logs and JSON files of real runs into tables, figures and samples for `python -m tasks.results.report`."""
 
 from __future__ import annotations
 
