@@ -32,7 +32,7 @@ class AdderView {
         const box = html("input", { type: "checkbox", id, "data-head": key, checked: !this.model.disabled.has(key),
           onchange: () => this.toggle(key, box.checked) });
         switches.push(html("div", { class: "switch" }, box, html("label", { for: id }, `Layer ${layer + 1}, head ${head + 1}`),
-          this.heads[key] ? html("p", {}, this.heads[key]) : null));
+          html("p", { "data-sees": key }), this.heads[key] ? html("p", {}, this.heads[key]) : null));
       }
     }
     byId("switches").replaceChildren(...switches);
@@ -64,6 +64,7 @@ class AdderView {
   draw() {
     if (this.answer === undefined) return;
     this.drawSum();
+    this.drawSights();
     this.drawAttention();
     this.drawLens();
     this.drawWeights();
@@ -90,6 +91,17 @@ class AdderView {
       ...written, ...(isRight ? [] : cells(right, "true", "")));
     const verdict = isRight ? "right" : answer ? `wrong: the sum is ${right}` : `no answer: the sum is ${right}`;
     byId("verdict").replaceChildren(`${a} + ${b} = ${answer} is `, html("span", { class: isRight ? "good" : "bad" }, verdict));
+  }
+
+  /* At each switch: where the head looks while it writes the chosen digit. */
+  drawSights() {
+    const { model, answer } = this, labels = positionNames(answer.length), query = Math.min(10 + this.digit, model.length - 1);
+    for (const node of document.querySelectorAll("[data-sees]")) {
+      const [layer, head] = node.dataset.sees.split(".").map(Number), weights = model.attention(layer, head, query);
+      const seen = largest(weights, 4).filter((at) => weights[at] >= 0.1);
+      node.textContent = model.disabled.has(node.dataset.sees) ? "Off."
+        : `For ${labels[query + 1] ?? "the first digit"} it looks at ${seen.map((at) => `${labels[at]} (${percent(weights[at])})`).join(", ")}.`;
+    }
   }
 
   pick(digit) {
@@ -129,47 +141,50 @@ class AdderView {
       lensTable({ model, position: 11 + digit, written, width: Math.min(640, widthOf("adder-lens")), label: (id) => tokenizer.label(id) })));
   }
 
-  /* Every tensor as a heatmap on one scale. */
+  /* Every tensor as a heatmap, all on one scale. */
   drawWeights() {
     const { model } = this, tensors = [...model.tensors], limit = Math.max(...tensors.flatMap(([, matrix]) => Array.from(matrix.data, Math.abs)));
     const groups = new Map();
     for (const [name, matrix] of tensors) {
-      const group = /^layers\.(\d+)/.exec(name)?.[1];
-      const title = group === undefined ? "Embedding and last norm" : `Layer ${Number(group) + 1}`;
+      const layer = /^layers\.(\d+)/.exec(name)?.[1], title = layer === undefined ? "Embedding and last norm" : `Layer ${Number(layer) + 1}`;
       groups.set(title, [...(groups.get(title) ?? []), [name, matrix]]);
     }
-    const reading = html("p", { class: "note", id: "reading" }, "Point at a cell.");
-    byId("adder-weights").replaceChildren(
-      drawing(260, 28, `Colours from ${signed(-limit, 1)} to ${signed(limit, 1)}`, legend(diverging(limit), 0, 2, 160, "weight")), reading,
-      ...[...groups].map(([title, entries]) => figure(title, weightsDrawing(entries, limit, model, this.tokenizer, reading))));
+    const reading = html("p", { class: "note" }, "Point at a cell."), scale = diverging(limit);
+    const bar = drawing(330, 28, `Colours from ${signed(-limit, 1)} to ${signed(limit, 1)}`, legend(scale, 4, 2, 260, "weight"));
+    byId("adder-weights").replaceChildren(html("div", { class: "reading" }, bar, reading),
+      ...[...groups].map(([title, entries]) => figure(title, weightsDrawing(entries, scale, model, this.tokenizer, reading))));
   }
 }
 
-/* One drawing of several tensors, in rows as wide as the page. */
-function weightsDrawing(entries, limit, model, tokenizer, reading) {
-  const width = widthOf("adder-weights"), biggest = Math.max(...entries.map(([, matrix]) => matrix.columns));
-  const cell = Math.max(3, Math.min(20, Math.floor(280 / biggest))), nodes = [];
+const WEIGHT_ORDER = ["tok_embeddings", "query", "key", "value", "output", "w1", "w3", "w2"];
+
+/* One drawing of several tensors: matrices in rows as wide as the page, then all vectors in one column. */
+function weightsDrawing(entries, scale, model, tokenizer, reading) {
+  const biggest = Math.max(...entries.map(([, matrix]) => matrix.columns)), cell = Math.max(3, Math.min(20, Math.floor(280 / biggest)));
+  const width = widthOf("adder-weights"), nodes = [], short = (name) => name.replace(/^layers\.\d+\.|attention\.compute_|feed_forward\.|\.weight$/g, "");
+  const blocks = entries.filter(([, matrix]) => matrix.rows > 1).sort(([a], [b]) => WEIGHT_ORDER.indexOf(short(a)) - WEIGHT_ORDER.indexOf(short(b))).map((entry) => [entry]);
+  blocks.push(entries.filter(([, matrix]) => matrix.rows === 1));
   let x = 0, y = 0, tallest = 0;
-  for (const [name, matrix] of entries) {
-    const short = name.replace(/^layers\.\d+\./, "").replace("attention.compute_", "").replace("feed_forward.", "").replace(".weight", "");
-    const lead = name === "tok_embeddings.weight" ? 34 : 0, wide = Math.max(matrix.columns * cell + lead, short.length * 6.6 + 4);
-    if (x > 0 && x + wide > width) {
-      x = 0;
-      y += tallest + 34;
-      tallest = 0;
+  for (const block of blocks) {
+    const lead = block[0][0] === "tok_embeddings.weight" ? 34 : 0;
+    const wide = lead + Math.max(...block.map(([name, matrix]) => Math.max(matrix.columns * cell, short(name).length * 7)));
+    if (x > 0 && x + wide > width) [x, y, tallest] = [0, y + tallest + 14, 0];
+    let top = y;
+    for (const [name, matrix] of block) {
+      nodes.push(weightBlock({ name, short: short(name), matrix, x: x + lead, y: top, cell, scale, model, reading }));
+      top += 20 + matrix.rows * cell + 8;
     }
-    nodes.push(weightBlock({ name, short, matrix, x: x + lead, y, cell, limit, model, reading }));
-    if (lead) nodes.push(...Array.from({ length: matrix.rows }, (_, row) =>
+    if (lead) nodes.push(...Array.from({ length: block[0][1].rows }, (_, row) =>
       text(x + lead - 5, y + 20 + (row + 0.5) * cell + 4, tokenizer.label(row).replace(/[⟨⟩]/g, ""), { class: "quiet", "text-anchor": "end" })));
     x += wide + 24;
-    tallest = Math.max(tallest, matrix.rows * cell);
+    tallest = Math.max(tallest, top - y);
   }
-  return drawing(width, y + tallest + 24, `Weights: ${entries.map(([name, matrix]) => `${name} ${matrix.rows} by ${matrix.columns}`).join(", ")}`, nodes);
+  return drawing(width, y + tallest, `Weights: ${entries.map(([name, matrix]) => `${name} ${matrix.rows} by ${matrix.columns}`).join(", ")}`, nodes);
 }
 
-function weightBlock({ name, short, matrix, x, y, cell, limit, model, reading }) {
+function weightBlock({ name, short, matrix, x, y, cell, scale, model, reading }) {
   const { rows, columns } = matrix, size = { x, y: y + 20, width: columns * cell, height: rows * cell };
-  const block = svg("g", {}, text(x, y + 13, short), heatImage(rows, columns, (row, column) => matrix.value(row, column), diverging(limit), size),
+  const block = svg("g", {}, text(x, y + 13, short), heatImage(rows, columns, (row, column) => matrix.value(row, column), scale, size),
     svg("rect", { ...size, class: "frame" }), dimmed(name, model, size, cell));
   block.addEventListener("pointermove", (event) => {
     const box = block.ownerSVGElement.getBoundingClientRect(), ratio = block.ownerSVGElement.viewBox.baseVal.width / box.width;

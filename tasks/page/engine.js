@@ -21,24 +21,48 @@ class Matrix {
 
   /* out[row] = row · x, for all rows. */
   multiply(x, out) {
-    const { rows, columns, data, scales } = this, whole = columns - (columns % 4);
-    for (let row = 0, at = 0; row < rows; row++) {
-      let a = 0, b = 0, c = 0, d = 0, column = 0;
-      for (; column < whole; column += 4, at += 4) {
-        a += data[at] * x[column];
-        b += data[at + 1] * x[column + 1];
-        c += data[at + 2] * x[column + 2];
-        d += data[at + 3] * x[column + 3];
-      }
-      for (; column < columns; column++, at++) a += data[at] * x[column];
-      out[row] = scales ? (a + b + c + d) * scales[row] : a + b + c + d;
-    }
-    return out;
+    return (this.scales ? multiplyInt8 : multiplyFloat32)(this, x, out);
   }
 
   value(row, column) {
     return this.data[row * this.columns + column] * (this.scales ? this.scales[row] : 1);
   }
+}
+
+/* Four rows at a time, so that each x is read once for four products. */
+function multiplyInt8({ rows, columns, data, scales }, x, out) {
+  let row = 0;
+  for (; row + 3 < rows; row += 4) {
+    let a = 0, b = 0, c = 0, d = 0;
+    const first = row * columns, second = first + columns, third = second + columns, fourth = third + columns;
+    for (let i = 0; i < columns; i++) {
+      const value = x[i];
+      a += data[first + i] * value;
+      b += data[second + i] * value;
+      c += data[third + i] * value;
+      d += data[fourth + i] * value;
+    }
+    out[row] = a * scales[row];
+    out[row + 1] = b * scales[row + 1];
+    out[row + 2] = c * scales[row + 2];
+    out[row + 3] = d * scales[row + 3];
+  }
+  for (; row < rows; row++) {
+    let sum = 0;
+    for (let i = 0, at = row * columns; i < columns; i++, at++) sum += data[at] * x[i];
+    out[row] = sum * scales[row];
+  }
+  return out;
+}
+
+/* A function of its own: one that saw both kinds of arrays would be compiled for both, and slower. */
+function multiplyFloat32({ rows, columns, data }, x, out) {
+  for (let row = 0, at = 0; row < rows; row++) {
+    let sum = 0;
+    for (let i = 0; i < columns; i++, at++) sum += data[at] * x[i];
+    out[row] = sum;
+  }
+  return out;
 }
 
 function readTensors(packed) {
@@ -66,6 +90,7 @@ class Llama {
     this.length = 0; // positions in the cache
     this.tokens = [];
     this.allocate();
+    this.grow(Math.min(128, this.capacity));
   }
 
   layerTensors(layer) {
@@ -84,12 +109,7 @@ class Llama {
   }
 
   allocate() {
-    const { dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, rope_theta } = this.config;
-    const cache = (width) => Array.from({ length: n_layers }, () => new Float32Array(this.capacity * width));
-    this.queries = cache(n_heads * head_dim);
-    this.keys = cache(n_kv_heads * head_dim);
-    this.values = cache(n_kv_heads * head_dim);
-    this.residuals = [...cache(dim), new Float32Array(this.capacity * dim)]; // [layer]: its input; last: the output
+    const { dim, n_heads, n_kv_heads, head_dim, ffn_dim, rope_theta } = this.config;
     const row = (width) => new Float64Array(width);
     this.x = row(dim);
     this.normed = row(dim);
@@ -104,6 +124,23 @@ class Llama {
     this.frequencies = Array.from({ length: head_dim / 2 }, (_, pair) => rope_theta ** ((-2 * pair) / head_dim));
   }
 
+  /* Makes room for a number of positions; what is cached stays. */
+  grow(positions) {
+    const { dim, n_layers, n_heads, n_kv_heads, head_dim } = this.config;
+    const grown = (caches, width) => Array.from({ length: n_layers }, (_, layer) => {
+      const cache = new Float32Array(positions * width);
+      if (caches) cache.set(caches[layer]);
+      return cache;
+    });
+    this.queries = grown(this.queries, n_heads * head_dim);
+    this.keys = grown(this.keys, n_kv_heads * head_dim);
+    this.values = grown(this.values, n_kv_heads * head_dim);
+    const end = new Float32Array(positions * dim);
+    if (this.residuals) end.set(this.residuals[n_layers]);
+    this.residuals = [...grown(this.residuals, dim), end]; // [layer]: its input; last: the output of all
+    this.room = positions;
+  }
+
   /* Forgets all but the first `length` positions. */
   truncate(length) {
     this.length = Math.min(this.length, length);
@@ -113,6 +150,7 @@ class Llama {
   /* Takes one token in; predictions follow with logits(). */
   feed(token) {
     if (this.length >= this.capacity) throw new Error(`the context of ${this.capacity} tokens is full`);
+    if (this.length === this.room) this.grow(Math.min(2 * this.room, this.capacity));
     const { dim, n_layers } = this.config, position = this.length, x = this.x;
     for (let i = 0; i < dim; i++) x[i] = this.embedding.value(token, i);
     for (let layer = 0; layer < n_layers; layer++) {

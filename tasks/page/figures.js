@@ -44,36 +44,54 @@ function signed(value, digits = 2) {
   return value.toFixed(digits).replace("-", "−");
 }
 
-/* A colour scale of the style sheet, "heat" or "diverge": a function of [0, 1] to [red, green, blue]. */
+const TABLES = new Map(); // colours by scale and theme
+
+/* A colour scale of the style sheet, "heat" or "diverge", as a table of 256 [red, green, blue]. */
+function colourTable(name) {
+  const key = `${name} ${document.documentElement.dataset.theme}`;
+  if (!TABLES.has(key)) {
+    const stops = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).split(",").map((stop) =>
+      [1, 3, 5].map((at) => parseInt(stop.trim().slice(at, at + 2), 16)));
+    TABLES.set(key, Array.from({ length: 256 }, (_, step) => {
+      const at = (step / 255) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
+      return stops[low].map((channel, i) => Math.round(channel + (stops[low + 1][i] - channel) * (at - low)));
+    }));
+  }
+  return TABLES.get(key);
+}
+
+/* The scale as a function of [0, 1]. */
 function colourScale(name) {
-  const stops = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).split(",").map((stop) =>
-    [1, 3, 5].map((at) => parseInt(stop.trim().slice(at, at + 2), 16)));
-  return (t) => {
-    const at = Math.min(Math.max(t, 0), 1) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
-    return stops[low].map((channel, i) => Math.round(channel + (stops[low + 1][i] - channel) * (at - low)));
-  };
+  const table = colourTable(name);
+  return (t) => table[Math.round(Math.min(Math.max(t, 0), 1) * 255)];
 }
 
 /* Attention weights are shown by their square root, so that small ones are seen; the legend says so by its ticks. */
 const HEAT = { name: "heat", at: Math.sqrt, ticks: [[0, "0"], [0.5, "0.25"], [1, "1"]] };
 
-/* Weights from −limit to limit. */
+/* Values from −limit to limit, by the square root of their size. */
 function diverging(limit) {
-  return { name: "diverge", at: (value) => 0.5 + value / (2 * limit), ticks: [[0, signed(-limit, 1)], [0.5, "0"], [1, signed(limit, 1)]] };
+  const at = (value) => 0.5 + (Math.sign(value) * Math.sqrt(Math.abs(value) / limit)) / 2;
+  return { name: "diverge", at, ticks: [-1, -0.25, 0, 0.25, 1].map((share) => [at(share * limit), signed(share * limit, share ? 1 : 0)]) };
 }
+
+const EASEL = document.createElement("canvas"); // one for all heatmaps: each canvas holds memory for long
+const EASEL_CONTEXT = EASEL.getContext("2d", { willReadFrequently: true });
 
 /* An <image> of rows × columns cells; value(row, column) may be undefined for an empty cell. */
 function heatImage(rows, columns, value, scale, size) {
-  const canvas = html("canvas", { width: columns, height: rows }), context = canvas.getContext("2d");
-  const pixels = context.createImageData(columns, rows), colour = colourScale(scale.name);
+  const pixels = EASEL_CONTEXT.createImageData(columns, rows), colour = colourScale(scale.name);
   for (let row = 0, at = 0; row < rows; row++) {
     for (let column = 0; column < columns; column++, at += 4) {
       const cell = value(row, column);
-      if (cell !== undefined) pixels.data.set([...colour(scale.at(cell)), 255], at);
+      if (cell === undefined) continue;
+      [pixels.data[at], pixels.data[at + 1], pixels.data[at + 2]] = colour(scale.at(cell));
+      pixels.data[at + 3] = 255;
     }
   }
-  context.putImageData(pixels, 0, 0);
-  return svg("image", { href: canvas.toDataURL(), ...size, preserveAspectRatio: "none", style: "image-rendering: pixelated" });
+  fill(EASEL, { width: columns, height: rows }, []); // which also clears it
+  EASEL_CONTEXT.putImageData(pixels, 0, 0);
+  return svg("image", { href: EASEL.toDataURL(), ...size, preserveAspectRatio: "none", style: "image-rendering: pixelated" });
 }
 
 /* A colour bar with its ticks, drawn at (x, y). */
@@ -85,15 +103,10 @@ function legend(scale, x, y, width, label) {
     text(x + width + 10, y + 9, label, { class: "quiet" }));
 }
 
-/* A figure with its caption and a button that saves its drawing. */
-function figure(title, ...content) {
-  const node = html("figure", {}, html("figcaption", {}, html("span", {}, title)), ...content);
-  const picture = node.querySelector("svg");
-  if (picture) {
-    const save = () => savePicture(node.querySelector("svg"), title);
-    node.firstChild.append(html("button", { type: "button", onclick: save, "aria-label": `Save as picture: ${title}` }, "Save picture"));
-  }
-  return node;
+/* A figure with its caption and a button that saves its drawing, or what picture() draws for that. */
+function figure(title, content, picture = () => content) {
+  const button = html("button", { type: "button", "aria-label": `Save picture: ${title}`, onclick: () => savePicture(picture(), title) }, "Save picture");
+  return html("figure", {}, html("figcaption", {}, html("span", {}, title), button), content);
 }
 
 /* The drawing as an SVG file's text: with its title above, and with the style and the theme's colours inside. */

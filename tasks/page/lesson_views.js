@@ -21,13 +21,14 @@ function drawNorm(session, { position, layer }) {
     const most = Math.max(...values.map(Math.abs)) || 1, y = (value) => height / 2 - (value / most) * (height / 2 - 4);
     const step = (width - 46) / values.length, path = Array.from(values, (value, at) => `M${46 + (at + 0.5) * step} ${height / 2}V${y(value)}`).join("");
     const label = `${title}: mean ${signed(mean)}, standard deviation ${signed(spread)}`;
-    return figure(title, drawing(width, height, label,
+    const picture = drawing(width, height, label,
       svg("path", { d: path, stroke: "var(--accent)", "stroke-width": Math.max(1, step * 0.7) }),
       svg("line", { x1: 46, x2: width, y1: height / 2, y2: height / 2, class: "rule" }),
       text(40, 12, signed(most, 1), { class: "quiet", "text-anchor": "end" }),
       text(40, height / 2 + 4, "0", { class: "quiet", "text-anchor": "end" }),
-      text(40, height - 3, signed(-most, 1), { class: "quiet", "text-anchor": "end" })),
-    html("p", { class: "note" }, `mean ${signed(mean)}, standard deviation ${signed(spread)}, ${values.length} features`));
+      text(40, height - 3, signed(-most, 1), { class: "quiet", "text-anchor": "end" }));
+    return html("div", {}, figure(title, picture),
+      html("p", { class: "note" }, `mean ${signed(mean)}, standard deviation ${signed(spread)}, ${values.length} features`));
   };
   byId("norm-figures").replaceChildren(
     strip(before, layer === 0 ? "Residual stream before layer 1: the embedding" : `Residual stream before layer ${layer + 1}`),
@@ -53,15 +54,16 @@ function drawAttention(session, look, select) {
   const { model } = session, { from, end } = span(session, look.position), { n_heads, n_kv_heads } = model.config;
   const rows = attentionRows(model, look.layer, look.head, from, end), query = look.position - 1 - from;
   const title = `Layer ${look.layer + 1}, head ${look.head + 1}`, labels = names(session, from, end);
-  const map = attentionMap({ names: labels, weights: rows, row: query, width: Math.min(widthOf("attention-figures"), 620),
+  const beside = n_heads <= 6 && matchMedia("(min-width: 70rem)").matches, room = widthOf("attention-figures") - (beside ? 345 : 0);
+  const map = attentionMap({ names: labels, weights: rows, row: query, width: Math.min(room, 620),
     label: `${title}: attention of ${labels.length} positions to each other. ${strongest(labels, rows[query])}`,
     pick: (row) => select({ position: from + row + 1 }) });
   byId("groups").textContent = n_kv_heads === n_heads ? `Each of the ${n_heads} query heads has keys and values of its own.`
     : `Grouped queries: the ${n_heads} query heads share ${n_kv_heads} sets of keys and values, ${n_heads / n_kv_heads} heads each. `
       + "The cache is smaller by that factor.";
   byId("attention-figures").replaceChildren(
-    headGrid(session, look, from, end, select),
-    figure(`${title}: where each position looks`, map),
+    html("div", { class: `heads-and-map${beside ? " beside" : ""}` }, headGrid(session, look, from, end, select),
+      figure(`${title}: where each position looks`, map)),
     figure(`${title}: from “${labels[query]}”`, textLines(session, look, from, rows[query])));
 }
 
@@ -83,7 +85,17 @@ function headGrid(session, look, from, end, select) {
   const lines = Array.from({ length: n_layers }, (_, layer) =>
     html("div", { class: "row", style }, html("span", {}, `layer ${layer + 1}`), heads.map((head) => button(layer, head))));
   const top = html("div", { class: "row", style }, html("span"), heads.map((head) => html("span", {}, `head ${head + 1}`)));
-  return figure(`All heads over ${n} positions`, html("div", { class: "heads" }, top, lines));
+  const grid = html("div", { class: "heads" }, top, lines);
+  return figure(`All heads over ${n} positions`, grid, () => headPicture(grid, n_layers, n_heads));
+}
+
+/* The grid of buttons as one drawing, to be saved. */
+function headPicture(grid, layers, heads) {
+  const step = 100, left = 60, top = 24, maps = [...grid.querySelectorAll("button svg")].map((map, at) =>
+    fill(map.cloneNode(true), { x: left + (at % heads) * step, y: top + Math.floor(at / heads) * step, width: step - 6, height: step - 6 }, []));
+  const across = Array.from({ length: heads }, (_, head) => text(left + (head + 0.5) * step - 3, 14, `head ${head + 1}`, { "text-anchor": "middle" }));
+  const down = Array.from({ length: layers }, (_, layer) => text(left - 8, top + (layer + 0.5) * step, `layer ${layer + 1}`, { "text-anchor": "end" }));
+  return drawing(left + heads * step, top + layers * step + 32, "", maps, across, down, legend(HEAT, left, top + layers * step + 4, 120, "weight"));
 }
 
 /* The text, each token tinted by the weight that it gets, with lines from the query's token. */
@@ -92,7 +104,7 @@ function textLines(session, look, from, weights) {
   context.font = '17px ui-serif, Charter, Georgia, "Liberation Serif", serif';
   let x = 4, y = 44;
   const boxes = Array.from(weights, (weight, at) => {
-    const id = session.ids[from + at], label = session.tokenizer.label(id), size = context.measureText(label).width + 3;
+    const id = session.ids[from + at], label = session.tokenizer.label(id), size = context.measureText(label).width;
     if (x + size > width - 4 && x > 4) {
       x = 4;
       y += line;
@@ -109,7 +121,7 @@ function textLines(session, look, from, weights) {
     return svg("path", { d: `M${x1} ${query.y - 18}C${x1} ${top} ${x2} ${top} ${x2} ${box.y - 18}`, fill: "none",
       stroke: "var(--warm)", "stroke-width": 1 + 3 * box.weight, "stroke-opacity": Math.min(1, 0.2 + box.weight) });
   });
-  const words = boxes.map((box) => text(box.x + 1.5, box.y, box.label, { class: "story" }));
+  const words = boxes.map((box) => text(box.x, box.y, box.label, { class: "story" }));
   const frame = svg("rect", { x: query.x, y: query.y - 17, width: query.size, height: 24, rx: 4, class: "mark" });
   const labels = boxes.map((box) => box.label.trim() || "␣");
   return drawing(width, y + 44, strongest(labels, weights), tints, lines, words, frame, legend(HEAT, 4, y + 18, 120, "weight"));
@@ -167,19 +179,19 @@ function dials(model, distance) {
 }
 
 function ropeCurve(model, parts, distance, reach) {
-  const width = widthOf("rope-figures"), height = 150, left = 46, scores = Array.from({ length: reach + 1 }, (_, d) => ropeScore(model, parts, d));
+  const width = widthOf("rope-figures"), height = 168, left = 46, scores = Array.from({ length: reach + 1 }, (_, d) => ropeScore(model, parts, d));
   const low = Math.min(0, ...scores), high = Math.max(0, ...scores), range = high - low || 1;
-  const x = (d) => left + (d / reach) * (width - left - 12), y = (score) => 10 + ((high - score) / range) * (height - 42);
+  const x = (d) => left + (d / reach) * (width - left - 12), y = (score) => 10 + ((high - score) / range) * (height - 60);
   const path = scores.map((score, d) => `${d ? "L" : "M"}${x(d).toFixed(1)} ${y(score).toFixed(1)}`).join("");
   const label = `Score by distance from 0 to ${reach}; at ${distance} it is ${signed(scores[Math.min(distance, reach)])}`;
   return drawing(width, height, label,
     svg("line", { x1: left, x2: width - 12, y1: y(0), y2: y(0), class: "rule" }), svg("path", { d: path, class: "curve" }),
-    distance <= reach ? [svg("line", { x1: x(distance), x2: x(distance), y1: 8, y2: height - 32, class: "threshold" }),
+    distance <= reach ? [svg("line", { x1: x(distance), x2: x(distance), y1: 8, y2: height - 46, class: "threshold" }),
       svg("circle", { cx: x(distance), cy: y(scores[distance]), r: 4.5, class: "warm" })] : null,
     text(left - 6, y(high) + 4, signed(high, 1), { "text-anchor": "end", class: "quiet" }),
     low < 0 ? text(left - 6, y(low) + 4, signed(low, 1), { "text-anchor": "end", class: "quiet" }) : null,
-    [0, reach / 4, reach / 2, (3 * reach) / 4, reach].map(Math.round).map((d) => text(x(d), height - 14, String(d), { "text-anchor": "middle", class: "quiet" })),
-    text(width - 12, height - 1, "positions between query and key", { "text-anchor": "end", class: "quiet" }));
+    [0, reach / 4, reach / 2, (3 * reach) / 4, reach].map(Math.round).map((d) => text(x(d), height - 30, String(d), { "text-anchor": "middle", class: "quiet" })),
+    text(width - 12, height - 8, "positions between query and key", { "text-anchor": "end", class: "quiet" }));
 }
 
 /* 4. The logit lens: what each layer would predict. */
@@ -194,8 +206,7 @@ function lensTable({ model, position, written, width, label, columns = width < 5
   const { n_layers } = model.config, left = 84, right = 62, cell = (width - left - right) / columns, height = 30, colour = colourScale("heat");
   const rows = Array.from({ length: n_layers + 1 }, (_, layer) => {
     const probabilities = softmax(model.logits(position - 1, layer)), y = 20 + layer * height;
-    const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a] || a - b);
-    const cells = order.slice(0, columns).map((id, at) => {
+    const cells = largest(probabilities, columns).map((id, at) => {
       const probability = probabilities[id], x = left + at * cell, dark = HEAT.at(probability) > 0.62;
       const ink = dark ? "fill: var(--paper)" : "fill: var(--ink)";
       return svg("g", {}, svg("rect", { x: x + 1, y: y + 1, width: cell - 2, height: height - 2, rx: 4, fill: `rgb(${colour(HEAT.at(probability)).join(" ")})` }),
@@ -203,7 +214,7 @@ function lensTable({ model, position, written, width, label, columns = width < 5
         text(x + 8, y + 20, clip(label(id).trim() || "␣", Math.floor((cell - 52) / 7) + 1), { style: ink }),
         text(x + cell - 7, y + 20, percent(probability), { style: ink, "text-anchor": "end" }));
     });
-    const rank = written === undefined ? "" : `#${order.indexOf(written) + 1}`;
+    const rank = written === undefined ? "" : `#${1 + probabilities.filter((other) => other > probabilities[written]).length}`;
     return svg("g", {}, text(0, y + 20, layer ? `after layer ${layer}` : "embedding", { class: "quiet" }), cells,
       text(width - 2, y + 20, rank, { "text-anchor": "end" }));
   });

@@ -17,7 +17,7 @@ function startLanguage(described) {
   page.session = session;
   byId("facts").textContent = `${described.name}: ${(model.parameters / 1e6).toFixed(1)} million parameters, ${n_layers} layers, `
     + `${n_heads} heads with ${n_kv_heads} sets of keys and values, width ${config.dim}. It runs in this page, offline.`;
-  for (const node of document.querySelectorAll("[data-norm]")) node.hidden = node.dataset.norm !== config.norm_type;
+  for (const node of document.querySelectorAll("[data-norm]")) node.toggleAttribute("hidden", node.dataset.norm !== config.norm_type);
   readFragment();
   page.text = new TextView(session, { select: look, changed });
   const options = (count) => Array.from({ length: count }, (_, at) => html("option", { value: at }, String(at + 1)));
@@ -43,10 +43,11 @@ function startAdder(described) {
 
 /* Looks at another token, layer or head, and draws all that shows it. */
 function look(change) {
-  const { session } = page, last = Math.min(session.ids.length, session.model.length);
+  const { session } = page, next = Math.min(session.ids.length, session.model.length);
   if ("position" in change || "layer" in change || "head" in change) page.distance = undefined;
   Object.assign(page.look, change);
-  page.look.position = Math.max(1, Math.min(page.look.position, last));
+  const most = Number.isFinite(page.look.position) ? next : next - 1; // at first the last token is looked at
+  page.look.position = Math.max(1, Math.min(page.look.position, most));
   drawLanguage();
   saveFragment();
 }

@@ -15,6 +15,19 @@ function argmax(values) {
   return best;
 }
 
+/* The indices of the k largest values, in descending order, ties by index. */
+function largest(values, k) {
+  const best = [];
+  for (let i = 0; i < values.length; i++) {
+    if (best.length === k && values[i] <= values[best[k - 1]]) continue;
+    if (best.length === k) best.pop();
+    let at = best.length;
+    while (at > 0 && values[best[at - 1]] < values[i]) at -= 1;
+    best.splice(at, 0, i);
+  }
+  return best;
+}
+
 /* All tokens, most likely first: [{id, probability, kept, cutBy, share}]. `probability` is after the temperature; `share`
    is the chance to be drawn, 0 for a token that top-k, top-p or min-p cuts. At temperature 0 only the first stays. */
 function distribution(logits, { temperature, topP, topK, minP }) {

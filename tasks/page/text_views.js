@@ -50,7 +50,7 @@ class TextView {
   }
 
   slider([name, title, min, max, step, read]) {
-    const { settings } = this.session, reading = html("output", { class: "reading" }, read(settings[name]));
+    const { settings } = this.session, reading = html("output", {}, read(settings[name]));
     const input = html("input", { type: "range", min, max, step, value: settings[name], "data-setting": name,
       oninput: () => this.set(name, Number(input.value)) });
     input.addEventListener("setting", () => { // another control has set it
@@ -172,7 +172,7 @@ class TextView {
       "aria-label": `${label}, ${percent(token.probability)}${cut}`, title: cut.slice(2) || undefined,
       onclick: () => this.force(position, token.id) },
     html("span", { class: "bar", style: `width: ${Math.max(0.5, 100 * length)}%` }), html("span", { class: "word" }, label),
-    html("span", { class: "number" }, percent(token.probability)));
+    html("span", { class: "number" }, `${token.cutBy && "cut · "}${percent(token.probability)}`));
   }
 
   /* Writes another token at a position, and lets the model go on from there. */

@@ -1,0 +1,345 @@
+"""The page in headless Chromium: the engine against `Llama`, the views, the keyboard, and what must not happen.
+
+    apt-get install chromium && npm install --no-save axe-core && python -m pytest tests/test_page_browser.py
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import run_llama
+from engine.decode.loop import stream
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import read_checkpoint
+from llama import Llama, load_pretrained
+from tasks.page.pack import dequantized
+from tasks.page.task import BEST_ADDER
+from tests.chromium import PROGRAM, Chromium
+from tests.tiny import CONFIG, ROOT, write_tiny_checkpoint
+from tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: apt-get install chromium")
+STORIES = ROOT / "models" / "stories.pt"
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+PROMPTS = (
+    "Once upon a time|The little dog|Lily and Tom went to the park|A big red ball|One day|It was raining|Mom said|"
+    "The cat sat on|There was a boy named Tim|In a small house|The sun was|She wanted|A bird flew|They found a box|"
+    "He was very sad because|\"Look!\" said|Once there was a tree|The old man|At night|Ben likes"
+).split("|")
+ODD = [
+    "", " ", "  two  spaces ", "🦙", "a🦙b 👩‍👩‍👧 ñ é 漢字", "\n\n line", "\ttab", "<s> </s> <0x0A> <unk>", "▁▁ a▁b", "e\u0301", "\ufeffmark",
+    "1234567890", "don't—“stop”", "x" * 300, "\x00\x7f", "Ω≈ç√∫",
+]  # fmt: skip
+QUIET = "{pause: () => undefined, show: () => undefined}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    for name, model in (("page", STORIES), ("adder", BEST_ADDER)):
+        out = str(folder / f"{name}.html")
+        assert run_llama.main(["--option", "page", "--out", out, "--pretrained-model-path", str(model)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(folder):
+    with Chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def opened(browser, folder):
+    """The page of the shipped model, its first text written."""
+    browser.resize(1280)
+    browser.open(folder / "page.html")
+    browser.wait("byId('stop').disabled")
+    return browser
+
+
+@pytest.fixture(scope="module")
+def reference() -> Llama:
+    return dequantized_model(STORIES)
+
+
+def dequantized_model(path) -> Llama:
+    checkpoint = read_checkpoint(path)
+    model = Llama(checkpoint.config)
+    model.load_state_dict(dequantized(checkpoint.config, checkpoint.state_dict))
+    return model.eval()
+
+
+def greedy_in_page(browser, prompt: str, tokens: int) -> list[int]:
+    settings = f"{{temperature: 0, topP: 1, topK: 0, minP: 0, seed: 1, length: {tokens}}}"
+    return browser.evaluate(
+        f"(async () => {{ const text = new Session(page.session.model, page.session.tokenizer);"
+        f"text.prompt = {json.dumps(prompt)}; text.settings = {settings}; await text.generate({QUIET}); return text.ids; }})()"
+    )
+
+
+def test_greedy_texts_are_those_of_the_plain_model(opened, reference):
+    tokenizer = load_tokenizer(ROOT / "models" / "stories.model")
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt, bos=True, eos=False)
+        new = [int(step[0]) for step in stream(reference, [ids], 60, Sampler(0.0), eos_id=tokenizer.eos_id)]
+        wanted = ids + [token for token in new if token != tokenizer.eos_id]
+        assert greedy_in_page(opened, prompt, 60) == wanted, prompt
+
+
+def test_logits_are_within_a_thousandth(opened, reference):
+    ids = greedy_in_page(opened, PROMPTS[2], 60)
+    positions = [0, 1, 9, 30, len(ids) - 1]
+    shown = opened.evaluate(f"{positions}.map((position) => Array.from(page.session.model.logits(position)))")
+    with torch.no_grad():
+        logits = reference(torch.tensor([ids]), targets=torch.tensor([ids]))[0][0, positions]
+    assert (torch.tensor(shown, dtype=torch.float64) - logits).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("change", [{"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"head_size": 6, "rope_theta": 50.0}])
+def test_other_shapes_of_llama(browser, tmp_path, change):
+    config = dataclasses.replace(CONFIG, **change)
+    write_tiny_checkpoint(tmp_path / "tiny.pt", config)
+    out = tmp_path / "tiny.html"
+    run_llama.main(["--option", "page", "--out", str(out), "--pretrained-model-path", str(tmp_path / "tiny.pt")])
+    with Chromium() as other:
+        other.open(out, "length=20")
+        other.wait("byId('stop').disabled")
+        ids = other.evaluate("page.session.ids")
+        shown = other.evaluate("Array.from(page.session.model.logits())")
+        assert other.evaluate("byId('norm-title').innerText").endswith("RMSNorm" if "norm_type" in change else "LayerNorm")
+        assert other.errors == []
+    model = dequantized_model(tmp_path / "tiny.pt")
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0][0, 0]
+    assert (torch.tensor(shown, dtype=torch.float64) - logits).abs().max() < 1e-3
+
+
+def test_texts_are_encoded_as_sentencepiece_does(opened):
+    own = load_tokenizer(ROOT / "models" / "stories.model").sp_model
+    alphabet = st.text(st.sampled_from("ab é▁\n\t 🦙漢'the ing.") | st.characters(codec="utf-8"), max_size=40)
+    texts, rows = list(ODD), []
+
+    @given(alphabet)
+    def collect(text):
+        texts.append(text)
+
+    collect()
+    encoded = opened.evaluate(f"{json.dumps(texts)}.map((text) => page.session.tokenizer.encode(text))")
+    for text, ids in zip(texts, encoded, strict=True):
+        assert ids == own.encode(text), repr(text)
+    draw = random.Random(0)
+    rows = [own.encode(text) for text in texts] + [
+        [draw.choice([draw.randrange(3, 259), draw.randrange(1, own.vocab_size())]) for _ in range(12)] for _ in range(300)
+    ]
+    decoded = opened.evaluate(f"{json.dumps(rows)}.map((ids) => page.session.tokenizer.decode(ids))")
+    for ids, text in zip(rows, decoded, strict=True):
+        assert text == own.decode(ids), ids
+
+
+@pytest.mark.parametrize("rule", [(0.8, 0.9, None, None), (1.3, None, 7, None), (1.0, 0.95, 50, 0.05), (0.5, 1.0, None, 0.2)])
+def test_the_same_tokens_are_cut_as_in_python(opened, rule):
+    temperature, top_p, top_k, min_p = rule
+    logits = 3 * torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
+    wanted = Sampler(temperature, top_p, top_k, min_p).logits(logits).softmax(dim=-1)
+    settings = json.dumps({"temperature": temperature, "topP": top_p or 1, "topK": top_k or 0, "minP": min_p or 0})
+    for row, shares in zip(logits.tolist(), wanted, strict=True):
+        tokens = opened.evaluate(f"distribution(Float64Array.from({row}), {settings}).map((token) => [token.id, token.share])")
+        shown = torch.zeros(300)
+        for id_, share in tokens:
+            shown[id_] = share
+        torch.testing.assert_close(shown, shares, atol=1e-5, rtol=1e-4)
+
+
+def test_draws_follow_the_distribution(opened):
+    counts = opened.evaluate(
+        "(() => { const tokens = [{id: 0, share: 0.6}, {id: 1, share: 0.3}, {id: 2, share: 0.1}], counts = [0, 0, 0];"
+        "for (let i = 0; i < 20000; i++) counts[draw(tokens, uniform(3, i))] += 1; return counts; })()"
+    )
+    assert [round(count / 20000, 1) for count in counts] == [0.6, 0.3, 0.1]
+
+
+def test_it_is_fast_enough(opened):
+    rates = [
+        opened.evaluate(
+            "(() => { const { model } = page.session, started = performance.now(); model.truncate(5);"
+            "for (let i = 0; i < 60; i++) model.feed(argmax(model.logits())); return 60000 / (performance.now() - started); })()"
+        )
+        for _ in range(3)
+    ]
+    assert max(rates) >= 30, rates
+
+
+def test_load_memory_and_first_token(folder):
+    with Chromium() as browser:
+        browser.resize(1280)
+        browser.open(folder / "page.html", "length=1&prompt=Once+upon+a+time")
+        loaded = browser.evaluate("performance.now()")
+        browser.wait("byId('stop').disabled")
+        written = browser.evaluate("performance.now()")
+        assert browser.evaluate("page.session.ids.length - page.session.promptLength") == 1
+        assert written - loaded < 500
+        browser.evaluate("page.text.set('length', 60)")
+        browser.wait("byId('stop').disabled && page.session.ids.length > 40")
+        assert browser.renderer_bytes() < 200e6
+
+
+def test_no_request_leaves_the_page_and_nothing_fails(opened):
+    assert opened.requests == []
+    assert opened.errors == []
+
+
+@pytest.mark.parametrize("prompt", ["", "🦙🦙", "a " * 2000])
+def test_no_prompt_makes_it_hang(opened, prompt):
+    opened.evaluate(f"page.session.settings.length = 20; byId('prompt').value = {json.dumps(prompt)}; page.text.edit()")
+    opened.evaluate("page.text.start()")
+    status, count = opened.evaluate("[byId('status').textContent, page.session.ids.length]")
+    assert ("only its last" in status) == (len(prompt) > 1000)
+    assert 1 <= count <= 1024
+    assert opened.evaluate("byId('stop').disabled")
+
+
+def test_two_thousand_tokens_end_with_the_context(browser, tmp_path):
+    write_tiny_checkpoint(tmp_path / "tiny.pt")
+    out = tmp_path / "tiny.html"
+    run_llama.main(["--option", "page", "--out", str(out), "--pretrained-model-path", str(tmp_path / "tiny.pt")])
+    with Chromium() as other:
+        other.open(out, "length=2000&temperature=2&topP=1")
+        other.wait("byId('stop').disabled")
+        assert "the context of 128 tokens is full" in other.evaluate("byId('status').textContent")
+        assert other.evaluate("page.session.ids.length") == 128
+        assert other.errors == []
+
+
+def restart(browser, **settings) -> None:
+    fields = {"temperature": 0, "topP": 0.95, "topK": 0, "minP": 0, "seed": 1, "length": 30} | settings
+    browser.evaluate(f"Object.assign(page.session.settings, {json.dumps(fields)}); page.session.forced.clear()")
+    browser.evaluate("byId('prompt').value = 'Once upon a time'; page.text.edit(); page.text.start()")
+
+
+def test_a_token_is_chosen_by_click_and_keyboard(opened):
+    restart(opened)
+    opened.evaluate("byId('tokens').children[9].click()")
+    assert opened.evaluate("page.look.position") == 10
+    opened.evaluate("byId('tokens').querySelector('[aria-current=true]').focus()")
+    opened.press("ArrowRight", 39)
+    opened.press("ArrowRight", 39)
+    opened.press("ArrowLeft", 37)
+    assert opened.evaluate("[page.look.position, document.activeElement.dataset.position]") == [11, "11"]
+    opened.evaluate("document.querySelectorAll('.heads button')[9].click()")
+    assert opened.evaluate("[page.look.layer, page.look.head, byId('layer').value]") == [2, 1, "2"]
+
+
+def test_another_token_can_be_written_instead(opened):
+    restart(opened)
+    before = opened.evaluate("page.session.ids")
+    opened.evaluate("byId('tokens').children[11].click(); document.querySelectorAll('.alternative')[1].click()")
+    opened.wait("byId('stop').disabled")
+    after = opened.evaluate("page.session.ids")
+    assert after[:12] == before[:12] and after[12] != before[12] and len(after) > 20
+    opened.evaluate("byId('tokens').children[1].click(); document.querySelectorAll('.alternative')[0].click()")
+    opened.wait("byId('stop').disabled")
+    assert opened.evaluate("page.session.prompt.startsWith('Once') && page.session.forced.size === 0")
+
+
+def test_a_slider_acts_at_once(opened):
+    restart(opened, temperature=1, topP=0.95)
+    before = opened.evaluate("[byId('alternatives-rest').textContent, page.session.ids.join()]")
+    opened.evaluate(
+        "(() => { const slider = document.querySelector('#more-sliders [data-setting=topP]'); slider.value = 0.1;"
+        "slider.dispatchEvent(new Event('input')); })()"
+    )
+    assert opened.evaluate("byId('alternatives-rest').textContent") != before[0]
+    assert opened.evaluate("document.querySelector('#sliders [data-setting=topP]').value") == "0.1"
+    opened.wait("page.text.timer && byId('stop').disabled && page.session.settings.topP === 0.1")
+    opened.evaluate("page.text.start()")
+    assert opened.evaluate("page.session.ids.join()") != before[1]
+
+
+def test_the_address_holds_the_state(opened, folder):
+    restart(opened, temperature=0.9, seed=5)
+    opened.evaluate("look({position: 14, layer: 5, head: 2}); byId('switch-1-0').click()")
+    ids, fragment = opened.evaluate("[page.session.ids, location.hash.slice(1)]")
+    with Chromium() as other:
+        other.open(folder / "page.html", fragment)
+        other.wait("byId('stop').disabled")
+        assert other.evaluate("page.session.ids") == ids
+        assert other.evaluate("[page.look.position, page.look.layer, page.look.head]") == [14, 5, 2]
+        assert other.evaluate("[...page.adder.model.disabled]") == ["1.0"]
+        other.open(folder / "page.html", "temperature=x&position=-4&layer=99&forced=3:999999,a:b&sum=1&off=9.9&prompt=%F0%9F")
+        other.wait("byId('stop').disabled")
+        assert other.errors == []
+    opened.evaluate("byId('switch-1-0').click()")
+
+
+def test_every_figure_is_saved_as_a_picture(opened):
+    kinds = opened.evaluate(
+        "(async () => { const saved = []; window.savePicture = async (picture, title) => saved.push(pictureBlob(picture, title));"
+        "document.querySelectorAll('figcaption button').forEach((button) => button.click());"
+        "return Promise.all(saved.map(async (blob) => [(await blob).type, (await blob).size])); })()"
+    )
+    assert len(kinds) == opened.evaluate("document.querySelectorAll('figure').length") >= 14
+    assert all(kind == "image/png" and size > 2000 for kind, size in kinds)
+
+
+def test_the_adder_is_right_on_a_thousand_problems(browser, opened):
+    draw = random.Random(1)
+    problems = [(draw.randint(1000, 9999), draw.randint(1000, 9999)) for _ in range(1000)]
+    answers = opened.evaluate(f"{json.dumps(problems)}.map(([a, b]) => page.adder.adder.answer(a, b))")
+    assert answers == [str(a + b) for a, b in problems]
+
+
+def test_a_head_that_is_off_does_what_the_report_says(opened):
+    from tasks.addition.problems import sample_problems
+    from tasks.addition.report import digits_without
+
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(400, 3))
+    long = a + b >= 10000
+    a, b = a[long], b[long]
+    model = load_pretrained(str(BEST_ADDER))
+    for layer, head in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        wanted = digits_without(model, layer, head, a, b)
+        opened.evaluate(f"page.adder.toggle('{layer}.{head}', false)")
+        pairs = torch.stack([a, b], dim=1).tolist()
+        shown = opened.evaluate(f"page.adder.adder.carryReport({pairs})")
+        opened.evaluate(f"page.adder.toggle('{layer}.{head}', true)")
+        assert list(shown.values()) == pytest.approx(wanted, abs=2e-3)
+
+
+def test_wrong_digits_and_bad_numbers_are_said(opened):
+    opened.evaluate("page.adder.fill(4999, 5001)")
+    assert opened.evaluate("byId('verdict').textContent") == "4999 + 5001 = 10000 is right"
+    opened.evaluate("byId('switch-1-0').click()")
+    assert "wrong: the sum is 10000" in opened.evaluate("byId('verdict').textContent")
+    assert opened.evaluate("document.querySelectorAll('.sum .wrong').length") > 0
+    opened.evaluate("byId('switch-1-0').click(); page.adder.fill(12, 5001)")
+    assert "four digits" in opened.evaluate("byId('verdict').textContent")
+    opened.evaluate("page.adder.fill(1234, 5678)")
+
+
+@pytest.mark.parametrize(("name", "width", "dark"), [(n, w, d) for n in ("page", "adder") for w in (1280, 390) for d in (False, True)])
+def test_it_is_accessible_and_fits(folder, name, width, dark):
+    with Chromium() as browser:
+        browser.resize(width, dark=dark)
+        browser.open(folder / f"{name}.html", "length=30&layer=2&head=1")
+        browser.wait("!page.session || byId('stop').disabled")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+        if not AXE.exists():
+            pytest.skip("no axe-core here: npm install --no-save axe-core")
+        browser.evaluate(AXE.read_text("utf-8") + "; true")
+        violations = browser.evaluate("axe.run().then((found) => found.violations.map((each) => [each.id, each.nodes.map((node) => node.html)]))")
+        assert violations == []
+
+
+def test_a_figure_on_the_page_is_drawn(opened):
+    """The large heatmap is not blank: its image has more than a few colours."""
+    data = opened.evaluate("document.querySelector('#attention-figures figure:last-child image, #attention-figures image').getAttribute('href')")
+    assert len(base64.b64decode(data.split(",")[1])) > 100
