@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import random
@@ -35,8 +34,8 @@ PROMPTS = (
     "He was very sad because|\"Look!\" said|Once there was a tree|The old man|At night|Ben likes"
 ).split("|")
 ODD = [
-    "", " ", "  two  spaces ", "🦙", "a🦙b 👩‍👩‍👧 ñ é 漢字", "\n\n line", "\ttab", "<s> </s> <0x0A> <unk>", "▁▁ a▁b", "e\u0301", "\ufeffmark",
-    "1234567890", "don't—“stop”", "x" * 300, "\x00\x7f", "Ω≈ç√∫",
+    "", " ", "  two  spaces ", "🦙", "a🦙b 👩‍👩‍👧 ñ é 漢字", "\n\n line", "\ttab", "<s> </s> <0x0A> <unk>", "▁▁ a▁b",
+    "e\u0301", "\ufeffmark", "1234567890", "don't—“stop”", "x" * 300, "\x00\x7f", "Ω≈ç√∫",
 ]  # fmt: skip
 QUIET = "{pause: () => undefined, show: () => undefined}"
 
@@ -81,7 +80,8 @@ def greedy_in_page(browser, prompt: str, tokens: int) -> list[int]:
     settings = f"{{temperature: 0, topP: 1, topK: 0, minP: 0, seed: 1, length: {tokens}}}"
     return browser.evaluate(
         f"(async () => {{ const text = new Session(page.session.model, page.session.tokenizer);"
-        f"text.prompt = {json.dumps(prompt)}; text.settings = {settings}; await text.generate({QUIET}); return text.ids; }})()"
+        f"text.settings = {settings}; text.prompt = {json.dumps(prompt)};"
+        f"await text.generate({QUIET}); return text.ids; }})()"
     )
 
 
@@ -103,8 +103,10 @@ def test_logits_are_within_a_thousandth(opened, reference):
     assert (torch.tensor(shown, dtype=torch.float64) - logits).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("change", [{"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"head_size": 6, "rope_theta": 50.0}])
-def test_other_shapes_of_llama(browser, tmp_path, change):
+@pytest.mark.parametrize(
+    "change", [{"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"head_size": 6, "rope_theta": 50.0}]
+)
+def test_other_shapes_of_llama(tmp_path, change):
     config = dataclasses.replace(CONFIG, **change)
     write_tiny_checkpoint(tmp_path / "tiny.pt", config)
     out = tmp_path / "tiny.html"
@@ -114,7 +116,8 @@ def test_other_shapes_of_llama(browser, tmp_path, change):
         other.wait("byId('stop').disabled")
         ids = other.evaluate("page.session.ids")
         shown = other.evaluate("Array.from(page.session.model.logits())")
-        assert other.evaluate("byId('norm-title').innerText").endswith("RMSNorm" if "norm_type" in change else "LayerNorm")
+        title = other.evaluate("byId('norm-title').innerText")
+        assert title.endswith("RMSNorm" if "norm_type" in change else "LayerNorm")
         assert other.errors == []
     model = dequantized_model(tmp_path / "tiny.pt")
     with torch.no_grad():
@@ -136,22 +139,25 @@ def test_texts_are_encoded_as_sentencepiece_does(opened):
     for text, ids in zip(texts, encoded, strict=True):
         assert ids == own.encode(text), repr(text)
     draw = random.Random(0)
-    rows = [own.encode(text) for text in texts] + [
-        [draw.choice([draw.randrange(3, 259), draw.randrange(1, own.vocab_size())]) for _ in range(12)] for _ in range(300)
-    ]
+    rows += [own.encode(text) for text in texts]
+    for _ in range(300):  # bytes and pieces as they come, also those that are no text
+        rows.append([draw.choice([draw.randrange(3, 259), draw.randrange(1, own.vocab_size())]) for _ in range(12)])
     decoded = opened.evaluate(f"{json.dumps(rows)}.map((ids) => page.session.tokenizer.decode(ids))")
     for ids, text in zip(rows, decoded, strict=True):
         assert text == own.decode(ids), ids
 
 
-@pytest.mark.parametrize("rule", [(0.8, 0.9, None, None), (1.3, None, 7, None), (1.0, 0.95, 50, 0.05), (0.5, 1.0, None, 0.2)])
+@pytest.mark.parametrize(
+    "rule", [(0.8, 0.9, None, None), (1.3, None, 7, None), (1.0, 0.95, 50, 0.05), (0.5, 1.0, None, 0.2)]
+)
 def test_the_same_tokens_are_cut_as_in_python(opened, rule):
     temperature, top_p, top_k, min_p = rule
     logits = 3 * torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
     wanted = Sampler(temperature, top_p, top_k, min_p).logits(logits).softmax(dim=-1)
     settings = json.dumps({"temperature": temperature, "topP": top_p or 1, "topK": top_k or 0, "minP": min_p or 0})
     for row, shares in zip(logits.tolist(), wanted, strict=True):
-        tokens = opened.evaluate(f"distribution(Float64Array.from({row}), {settings}).map((token) => [token.id, token.share])")
+        call = f"distribution(Float64Array.from({row}), {settings})"
+        tokens = opened.evaluate(f"{call}.map((each) => [each.id, each.share])")
         shown = torch.zeros(300)
         for id_, share in tokens:
             shown[id_] = share
@@ -170,7 +176,8 @@ def test_it_is_fast_enough(opened):
     rates = [
         opened.evaluate(
             "(() => { const { model } = page.session, started = performance.now(); model.truncate(5);"
-            "for (let i = 0; i < 60; i++) model.feed(argmax(model.logits())); return 60000 / (performance.now() - started); })()"
+            "for (let i = 0; i < 60; i++) model.feed(argmax(model.logits()));"
+            "return 60000 / (performance.now() - started); })()"
         )
         for _ in range(3)
     ]
@@ -206,7 +213,7 @@ def test_no_prompt_makes_it_hang(opened, prompt):
     assert opened.evaluate("byId('stop').disabled")
 
 
-def test_two_thousand_tokens_end_with_the_context(browser, tmp_path):
+def test_two_thousand_tokens_end_with_the_context(tmp_path):
     write_tiny_checkpoint(tmp_path / "tiny.pt")
     out = tmp_path / "tiny.html"
     run_llama.main(["--option", "page", "--out", str(out), "--pretrained-model-path", str(tmp_path / "tiny.pt")])
@@ -273,7 +280,8 @@ def test_the_address_holds_the_state(opened, folder):
         assert other.evaluate("page.session.ids") == ids
         assert other.evaluate("[page.look.position, page.look.layer, page.look.head]") == [14, 5, 2]
         assert other.evaluate("[...page.adder.model.disabled]") == ["1.0"]
-        other.open(folder / "page.html", "temperature=x&position=-4&layer=99&forced=3:999999,a:b&sum=1&off=9.9&prompt=%F0%9F")
+        broken = "temperature=x&position=-4&layer=99&forced=3:999999,a:b&sum=1&off=9.9&prompt=%F0%9F"
+        other.open(folder / "page.html", broken)
         other.wait("byId('stop').disabled")
         assert other.errors == []
     opened.evaluate("byId('switch-1-0').click()")
@@ -281,7 +289,8 @@ def test_the_address_holds_the_state(opened, folder):
 
 def test_every_figure_is_saved_as_a_picture(opened):
     kinds = opened.evaluate(
-        "(async () => { const saved = []; window.savePicture = async (picture, title) => saved.push(pictureBlob(picture, title));"
+        "(async () => { const saved = [];"
+        "window.savePicture = async (picture, title) => saved.push(pictureBlob(picture, title));"
         "document.querySelectorAll('figcaption button').forEach((button) => button.click());"
         "return Promise.all(saved.map(async (blob) => [(await blob).type, (await blob).size])); })()"
     )
@@ -289,28 +298,40 @@ def test_every_figure_is_saved_as_a_picture(opened):
     assert all(kind == "image/png" and size > 2000 for kind, size in kinds)
 
 
-def test_the_adder_is_right_on_a_thousand_problems(browser, opened):
+def test_the_adder_is_right_on_a_thousand_problems(opened):
     draw = random.Random(1)
     problems = [(draw.randint(1000, 9999), draw.randint(1000, 9999)) for _ in range(1000)]
     answers = opened.evaluate(f"{json.dumps(problems)}.map(([a, b]) => page.adder.adder.answer(a, b))")
     assert answers == [str(a + b) for a, b in problems]
 
 
-def test_a_head_that_is_off_does_what_the_report_says(opened):
-    from tasks.addition.problems import sample_problems
-    from tasks.addition.report import digits_without
+def shares_without(model: Llama, layer: int, head: int, problems: list[tuple[int, int]]) -> list[float]:
+    """The three shares of the page's report by the plain model, the head's columns of the output matrix set to zero."""
+    size = model.config.head_dim
+    model.layers[layer].attention.compute_output.weight.data[:, head * size : (head + 1) * size] = 0
+    texts = [f"{a}+{b}={a + b}" for a, b in problems]
+    rows = torch.tensor([[0, *("+0123456789=".index(character) + 1 for character in text)] for text in texts])
+    with torch.no_grad():
+        given = model(rows, targets=rows)[0][:, 11:14].argmax(dim=-1)  # at c4, c3, c2: the digits c3, c2, c1
+    right = rows[:, 12:15]
+    carry = torch.tensor([[a % 10**place + b % 10**place >= 10**place for place in (3, 2, 1)] for a, b in problems])
+    short = given == torch.where(right == 2, 11, right - 1)  # 0 becomes 9
+    correct = given == right
+    return [float(each.double().mean()) for each in (correct[~carry], correct[carry], short[carry])]
 
-    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(400, 3))
-    long = a + b >= 10000
-    a, b = a[long], b[long]
-    model = load_pretrained(str(BEST_ADDER))
+
+def test_a_head_that_is_off_does_what_the_report_says(opened):
+    draw = random.Random(2)
+    problems = [(draw.randint(1000, 9999), draw.randint(1000, 9999)) for _ in range(400)]
+    problems = [(a, b) for a, b in problems if a + b >= 10000]
     for layer, head in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        wanted = digits_without(model, layer, head, a, b)
         opened.evaluate(f"page.adder.toggle('{layer}.{head}', false)")
-        pairs = torch.stack([a, b], dim=1).tolist()
-        shown = opened.evaluate(f"page.adder.adder.carryReport({pairs})")
+        shown = opened.evaluate(f"page.adder.adder.carryReport({json.dumps(problems)})")
         opened.evaluate(f"page.adder.toggle('{layer}.{head}', true)")
-        assert list(shown.values()) == pytest.approx(wanted, abs=2e-3)
+        wanted = shares_without(load_pretrained(str(BEST_ADDER)), layer, head, problems)
+        assert list(shown.values()) == pytest.approx(wanted)
+        if (layer, head) == (1, 0):  # the carry, as docs/addition.md has it
+            assert shown["without"] > 0.95 > 0.05 > shown["with"] and shown["oneTooSmall"] > 0.95
 
 
 def test_wrong_digits_and_bad_numbers_are_said(opened):
@@ -324,7 +345,9 @@ def test_wrong_digits_and_bad_numbers_are_said(opened):
     opened.evaluate("page.adder.fill(1234, 5678)")
 
 
-@pytest.mark.parametrize(("name", "width", "dark"), [(n, w, d) for n in ("page", "adder") for w in (1280, 390) for d in (False, True)])
+@pytest.mark.parametrize("name", ["page", "adder"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
 def test_it_is_accessible_and_fits(folder, name, width, dark):
     with Chromium() as browser:
         browser.resize(width, dark=dark)
@@ -335,11 +358,7 @@ def test_it_is_accessible_and_fits(folder, name, width, dark):
         if not AXE.exists():
             pytest.skip("no axe-core here: npm install --no-save axe-core")
         browser.evaluate(AXE.read_text("utf-8") + "; true")
-        violations = browser.evaluate("axe.run().then((found) => found.violations.map((each) => [each.id, each.nodes.map((node) => node.html)]))")
+        violations = browser.evaluate(
+            "axe.run().then(({violations}) => violations.map((each) => [each.id, each.nodes.map((node) => node.html)]))"
+        )
         assert violations == []
-
-
-def test_a_figure_on_the_page_is_drawn(opened):
-    """The large heatmap is not blank: its image has more than a few colours."""
-    data = opened.evaluate("document.querySelector('#attention-figures figure:last-child image, #attention-figures image').getAttribute('href')")
-    assert len(base64.b64decode(data.split(",")[1])) > 100

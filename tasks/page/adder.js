@@ -26,18 +26,22 @@ class Adder {
     return tokenizer.decode(digits);
   }
 
-  /* For n five-digit sums and the digits c3, c2, c1, given the right digits before each: the share that is right where no
+  /* For five-digit sums and the digits c3, c2, c1, given the right digits before each: the share that is right where no
      carry comes in, where one does, and the share of the latter that is one too small. */
   carryReport(problems) {
-    const { model, tokenizer } = this, counts = { plain: 0, plainRight: 0, carried: 0, carriedRight: 0, short: 0 };
+    const { model, tokenizer } = this,
+      counts = { plain: 0, plainRight: 0, carried: 0, carriedRight: 0, short: 0 };
     for (const [a, b] of problems) {
       const digits = String(a + b);
       model.truncate(0);
       for (const id of this.question(a, b)) model.feed(id);
       for (let at = 0; at < 4; at++) {
-        const column = 4 - at, right = Number(digits[at]), carry = carryInto(a, b, column);
+        const column = 4 - at,
+          right = Number(digits[at]),
+          carry = carryInto(a, b, column);
         if (at > 0) {
-          const given = Number(tokenizer.label(argmax(model.logits()))), isRight = given === right;
+          const given = Number(tokenizer.label(argmax(model.logits()))),
+            isRight = given === right;
           counts[carry ? "carried" : "plain"] += 1;
           if (isRight) counts[carry ? "carriedRight" : "plainRight"] += 1;
           if (carry && given === (right + 9) % 10) counts.short += 1;
@@ -46,7 +50,8 @@ class Adder {
       }
     }
     return {
-      without: counts.plainRight / counts.plain, with: counts.carriedRight / counts.carried,
+      without: counts.plainRight / counts.plain,
+      with: counts.carriedRight / counts.carried,
       oneTooSmall: counts.short / counts.carried,
     };
   }
@@ -60,9 +65,11 @@ function carryInto(a, b, column) {
 
 /* n problems, the same for the same seed; with five-digit sums only, if asked. */
 function sampleProblems(n, seed, fiveDigits = false) {
-  const problems = [], number = (draw) => 1000 + Math.floor(uniform(seed, draw) * 9000);
+  const problems = [],
+    number = (draw) => 1000 + Math.floor(uniform(seed, draw) * 9000);
   for (let draw = 0; problems.length < n; draw += 2) {
-    const a = number(draw), b = number(draw + 1);
+    const a = number(draw),
+      b = number(draw + 1);
     if (!fiveDigits || a + b >= 10000) problems.push([a, b]);
   }
   return problems;

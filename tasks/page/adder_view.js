@@ -9,9 +9,11 @@ class AdderView {
     Object.assign(this, { model, tokenizer, heads, changed, adder: new Adder(model, tokenizer), digit: 0, seed: 1 });
     this.problems = sampleProblems(REPORTED, 7, true);
     const { n_layers, n_heads, n_kv_heads, dim } = model.config;
-    byId("adder-facts").textContent = `A Llama of ${model.parameters.toLocaleString("en")} parameters that adds two four-digit numbers, `
-      + `digit by digit from the left: ${n_layers} layers, ${n_heads} query heads, ${n_kv_heads} key/value head${n_kv_heads > 1 ? "s" : ""}, `
-      + `width ${dim} (${name}). It runs here at every key press.`;
+    byId("adder-facts").textContent =
+      `A Llama of ${model.parameters.toLocaleString("en")} parameters that adds two four-digit numbers, ` +
+      `digit by digit from the left: ${n_layers} layers, ${n_heads} query heads, ` +
+      `${n_kv_heads} key/value head${n_kv_heads > 1 ? "s" : ""}, ` +
+      `width ${dim} (${name}). It runs here at every key press.`;
     for (const id of ["first", "second"]) byId(id).addEventListener("input", () => this.ask());
     byId("random").addEventListener("click", () => this.fill(...sampleProblems(1, (this.seed += 1))[0]));
     byId("chain").addEventListener("click", () => this.fill(4999 + 1000 * (this.seed++ % 3), 5001));
@@ -25,14 +27,29 @@ class AdderView {
   }
 
   drawSwitches() {
-    const { n_layers, n_heads } = this.model.config, switches = [];
+    const { n_layers, n_heads } = this.model.config,
+      switches = [];
     for (let layer = 0; layer < n_layers; layer++) {
       for (let head = 0; head < n_heads; head++) {
-        const key = `${layer}.${head}`, id = `switch-${layer}-${head}`;
-        const box = html("input", { type: "checkbox", id, "data-head": key, checked: !this.model.disabled.has(key),
-          onchange: () => this.toggle(key, box.checked) });
-        switches.push(html("div", { class: "switch" }, box, html("label", { for: id }, `Layer ${layer + 1}, head ${head + 1}`),
-          html("p", { "data-sees": key }), this.heads[key] ? html("p", {}, this.heads[key]) : null));
+        const key = `${layer}.${head}`,
+          id = `switch-${layer}-${head}`;
+        const box = html("input", {
+          type: "checkbox",
+          id,
+          "data-head": key,
+          checked: !this.model.disabled.has(key),
+          onchange: () => this.toggle(key, box.checked),
+        });
+        switches.push(
+          html(
+            "div",
+            { class: "switch" },
+            box,
+            html("label", { for: id }, `Layer ${layer + 1}, head ${head + 1}`),
+            html("p", { "data-sees": key }),
+            this.heads[key] ? html("p", {}, this.heads[key]) : null,
+          ),
+        );
       }
     }
     byId("switches").replaceChildren(...switches);
@@ -72,35 +89,70 @@ class AdderView {
 
   /* The sum as it is written on paper: carries, operands, the model's answer, and the right one under a wrong one. */
   drawSum() {
-    const { a, b, answer } = this, right = String(a + b), isRight = answer === right, width = Math.max(5, right.length);
+    const { a, b, answer } = this,
+      right = String(a + b),
+      isRight = answer === right,
+      width = Math.max(5, right.length);
     const column = answer.length - 1 - this.digit; // the power of ten of the chosen digit
     const cells = (content, kind, sign = "") => {
       const filled = String(content).padStart(width, " ");
-      return [html("span", { class: "sign" }, sign), ...[...filled].map((character, at) =>
-        html("span", { class: `${kind}${width - 1 - at === column ? " lit" : ""}` }, character))];
+      return [
+        html("span", { class: "sign" }, sign),
+        ...[...filled].map((character, at) =>
+          html("span", { class: `${kind}${width - 1 - at === column ? " lit" : ""}` }, character),
+        ),
+      ];
     };
-    const carries = Array.from({ length: width }, (_, at) => (carryInto(a, b, width - 1 - at) && width - 1 - at > 0 ? "1" : " ")).join("");
-    const written = [html("span", { class: "sign" }, "="), ...[...answer.padStart(width, " ")].map((character, at) => {
-      const digit = at - (width - answer.length);
-      if (digit < 0) return html("span");
-      const wrong = right.at(digit - answer.length) !== character;
-      return html("button", { type: "button", class: wrong ? "wrong" : "", "aria-pressed": String(digit === this.digit),
-        "aria-label": `Digit ${digit + 1} of the answer: ${character}${wrong ? ", wrong" : ""}`, onclick: () => this.pick(digit) }, character);
-    })];
-    byId("sum").replaceChildren(...cells(carries, "carry"), ...cells(a, ""), ...cells(b, "", "+"), html("span", { class: "bar" }),
-      ...written, ...(isRight ? [] : cells(right, "true", "")));
+    const carries = Array.from({ length: width }, (_, at) =>
+      carryInto(a, b, width - 1 - at) && width - 1 - at > 0 ? "1" : " ",
+    ).join("");
+    const written = [
+      html("span", { class: "sign" }, "="),
+      ...[...answer.padStart(width, " ")].map((character, at) => {
+        const digit = at - (width - answer.length);
+        if (digit < 0) return html("span");
+        const wrong = right.at(digit - answer.length) !== character;
+        return html(
+          "button",
+          {
+            type: "button",
+            class: wrong ? "wrong" : "",
+            "aria-pressed": String(digit === this.digit),
+            "aria-label": `Digit ${digit + 1} of the answer: ${character}${wrong ? ", wrong" : ""}`,
+            onclick: () => this.pick(digit),
+          },
+          character,
+        );
+      }),
+    ];
+    byId("sum").replaceChildren(
+      ...cells(carries, "carry"),
+      ...cells(a, ""),
+      ...cells(b, "", "+"),
+      html("span", { class: "bar" }),
+      ...written,
+      ...(isRight ? [] : cells(right, "true", "")),
+    );
     const verdict = isRight ? "right" : answer ? `wrong: the sum is ${right}` : `no answer: the sum is ${right}`;
-    byId("verdict").replaceChildren(`${a} + ${b} = ${answer} is `, html("span", { class: isRight ? "good" : "bad" }, verdict));
+    byId("verdict").replaceChildren(
+      `${a} + ${b} = ${answer} is `,
+      html("span", { class: isRight ? "good" : "bad" }, verdict),
+    );
   }
 
   /* At each switch: where the head looks while it writes the chosen digit. */
   drawSights() {
-    const { model, answer } = this, labels = positionNames(answer.length), query = Math.min(10 + this.digit, model.length - 1);
+    const { model, answer } = this,
+      labels = positionNames(answer.length),
+      query = Math.min(10 + this.digit, model.length - 1);
     for (const node of document.querySelectorAll("[data-sees]")) {
-      const [layer, head] = node.dataset.sees.split(".").map(Number), weights = model.attention(layer, head, query);
+      const [layer, head] = node.dataset.sees.split(".").map(Number),
+        weights = model.attention(layer, head, query);
       const seen = largest(weights, 4).filter((at) => weights[at] >= 0.1);
-      node.textContent = model.disabled.has(node.dataset.sees) ? "Off."
-        : `For ${labels[query + 1] ?? "the first digit"} it looks at ${seen.map((at) => `${labels[at]} (${percent(weights[at])})`).join(", ")}.`;
+      const list = seen.map((at) => `${labels[at]} (${percent(weights[at])})`).join(", ");
+      node.textContent = model.disabled.has(node.dataset.sees)
+        ? "Off."
+        : `For ${labels[query + 1] ?? "the first digit"} it looks at ${list}.`;
     }
   }
 
@@ -113,94 +165,93 @@ class AdderView {
 
   drawReport({ without, with: carried, oneTooSmall }) {
     const off = [...this.model.disabled].map((key) => key.split(".").map((part) => Number(part) + 1));
-    const which = off.length ? `With ${off.map(([layer, head]) => `layer ${layer} head ${head}`).join(", ")} off` : "With all heads on";
+    const which = off.length
+      ? `With ${off.map(([layer, head]) => `layer ${layer} head ${head}`).join(", ")} off`
+      : "With all heads on";
     const share = (name, value) => html("div", {}, html("dt", {}, name), html("dd", {}, value.toFixed(3)));
-    byId("report").replaceChildren(html("p", {}, `${which}, over ${REPORTED} random sums of five digits, of the digits c3, c2 and c1:`),
-      html("dl", {}, share("right where no carry comes in", without), share("right where a carry comes in", carried),
-        share("one too small where a carry comes in", oneTooSmall)));
+    byId("report").replaceChildren(
+      html("p", {}, `${which}, over ${REPORTED} random sums of five digits, of the digits c3, c2 and c1:`),
+      html(
+        "dl",
+        {},
+        share("right where no carry comes in", without),
+        share("right where a carry comes in", carried),
+        share("one too small where a carry comes in", oneTooSmall),
+      ),
+    );
   }
 
   drawAttention() {
-    const { model, answer } = this, labels = positionNames(answer.length).slice(0, model.length), { n_layers, n_heads } = model.config;
-    const query = 10 + this.digit, maps = [], width = Math.min(330, widthOf("adder-attention"));
-    const title = (layer, head) => `Layer ${layer + 1}, head ${head + 1}${model.disabled.has(`${layer}.${head}`) ? " (off)" : ""}`;
+    const { model, answer } = this,
+      labels = positionNames(answer.length).slice(0, model.length),
+      { n_layers, n_heads } = model.config;
+    const query = 10 + this.digit,
+      maps = [],
+      width = Math.min(330, widthOf("adder-attention"));
+    const title = (layer, head) =>
+      `Layer ${layer + 1}, head ${head + 1}${model.disabled.has(`${layer}.${head}`) ? " (off)" : ""}`;
     for (let layer = 0; layer < n_layers; layer++) {
       for (let head = 0; head < n_heads; head++) {
         const weights = attentionRows(model, layer, head, 0, labels.length);
-        maps.push(figure(title(layer, head), attentionMap({ names: labels, weights, row: query, width,
-          label: `${title(layer, head)}: writing ${positionNames(answer.length)[query + 1]}, ${strongest(labels, weights[query])}`,
-          pick: (row) => row >= 10 && row - 10 < answer.length && this.pick(row - 10) })));
+        maps.push(
+          figure(
+            title(layer, head),
+            attentionMap({
+              names: labels,
+              weights,
+              row: query,
+              width,
+              label: `${title(layer, head)}: ${weights[query] ? strongest(labels, weights[query]) : "no answer"}`,
+              pick: (row) => row >= 10 && row - 10 < answer.length && this.pick(row - 10),
+            }),
+          ),
+        );
       }
     }
     byId("adder-attention").replaceChildren(html("div", { class: "pair" }, maps));
   }
 
   drawLens() {
-    const { model, tokenizer, digit, answer } = this, written = answer ? tokenizer.encode(answer[digit])[0] : undefined;
-    byId("adder-lens").replaceChildren(figure(`Predictions of ${positionNames(answer.length)[11 + digit] ?? "the first digit"}, layer by layer`,
-      lensTable({ model, position: 11 + digit, written, width: Math.min(640, widthOf("adder-lens")), label: (id) => tokenizer.label(id) })));
+    const { model, tokenizer, digit, answer } = this,
+      written = answer ? tokenizer.encode(answer[digit])[0] : undefined;
+    byId("adder-lens").replaceChildren(
+      figure(
+        `Predictions of ${positionNames(answer.length)[11 + digit] ?? "the first digit"}, layer by layer`,
+        lensTable({
+          model,
+          position: 11 + digit,
+          written,
+          width: Math.min(640, widthOf("adder-lens")),
+          label: (id) => tokenizer.label(id),
+        }),
+      ),
+    );
   }
 
   /* Every tensor as a heatmap, all on one scale. */
   drawWeights() {
-    const { model } = this, tensors = [...model.tensors], limit = Math.max(...tensors.flatMap(([, matrix]) => Array.from(matrix.data, Math.abs)));
+    const { model } = this,
+      tensors = [...model.tensors],
+      limit = Math.max(...tensors.flatMap(([, matrix]) => Array.from(matrix.data, Math.abs)));
     const groups = new Map();
     for (const [name, matrix] of tensors) {
-      const layer = /^layers\.(\d+)/.exec(name)?.[1], title = layer === undefined ? "Embedding and last norm" : `Layer ${Number(layer) + 1}`;
+      const layer = /^layers\.(\d+)/.exec(name)?.[1],
+        title = layer === undefined ? "Embedding and last norm" : `Layer ${Number(layer) + 1}`;
       groups.set(title, [...(groups.get(title) ?? []), [name, matrix]]);
     }
-    const reading = html("p", { class: "note" }, "Point at a cell."), scale = diverging(limit);
-    const bar = drawing(330, 28, `Colours from ${signed(-limit, 1)} to ${signed(limit, 1)}`, legend(scale, 4, 2, 260, "weight"));
-    byId("adder-weights").replaceChildren(html("div", { class: "reading" }, bar, reading),
-      ...[...groups].map(([title, entries]) => figure(title, weightsDrawing(entries, scale, model, this.tokenizer, reading))));
+    const reading = html("p", { class: "note" }, "Point at a cell."),
+      scale = diverging(limit);
+    const bar = drawing(
+      330,
+      28,
+      `Colours from ${signed(-limit, 1)} to ${signed(limit, 1)}`,
+      legend(scale, 4, 2, 260, "weight"),
+    );
+    byId("adder-weights").replaceChildren(
+      html("div", { class: "reading" }, bar, reading),
+      ...[...groups].map(([title, entries]) =>
+        figure(title, weightsDrawing(entries, scale, model, this.tokenizer, reading)),
+      ),
+    );
   }
-}
-
-const WEIGHT_ORDER = ["tok_embeddings", "query", "key", "value", "output", "w1", "w3", "w2"];
-
-/* One drawing of several tensors: matrices in rows as wide as the page, then all vectors in one column. */
-function weightsDrawing(entries, scale, model, tokenizer, reading) {
-  const biggest = Math.max(...entries.map(([, matrix]) => matrix.columns)), cell = Math.max(3, Math.min(20, Math.floor(280 / biggest)));
-  const width = widthOf("adder-weights"), nodes = [], short = (name) => name.replace(/^layers\.\d+\.|attention\.compute_|feed_forward\.|\.weight$/g, "");
-  const blocks = entries.filter(([, matrix]) => matrix.rows > 1).sort(([a], [b]) => WEIGHT_ORDER.indexOf(short(a)) - WEIGHT_ORDER.indexOf(short(b))).map((entry) => [entry]);
-  blocks.push(entries.filter(([, matrix]) => matrix.rows === 1));
-  let x = 0, y = 0, tallest = 0;
-  for (const block of blocks) {
-    const lead = block[0][0] === "tok_embeddings.weight" ? 34 : 0;
-    const wide = lead + Math.max(...block.map(([name, matrix]) => Math.max(matrix.columns * cell, short(name).length * 7)));
-    if (x > 0 && x + wide > width) [x, y, tallest] = [0, y + tallest + 14, 0];
-    let top = y;
-    for (const [name, matrix] of block) {
-      nodes.push(weightBlock({ name, short: short(name), matrix, x: x + lead, y: top, cell, scale, model, reading }));
-      top += 20 + matrix.rows * cell + 8;
-    }
-    if (lead) nodes.push(...Array.from({ length: block[0][1].rows }, (_, row) =>
-      text(x + lead - 5, y + 20 + (row + 0.5) * cell + 4, tokenizer.label(row).replace(/[⟨⟩]/g, ""), { class: "quiet", "text-anchor": "end" })));
-    x += wide + 24;
-    tallest = Math.max(tallest, top - y);
-  }
-  return drawing(width, y + tallest, `Weights: ${entries.map(([name, matrix]) => `${name} ${matrix.rows} by ${matrix.columns}`).join(", ")}`, nodes);
-}
-
-function weightBlock({ name, short, matrix, x, y, cell, scale, model, reading }) {
-  const { rows, columns } = matrix, size = { x, y: y + 20, width: columns * cell, height: rows * cell };
-  const block = svg("g", {}, text(x, y + 13, short), heatImage(rows, columns, (row, column) => matrix.value(row, column), scale, size),
-    svg("rect", { ...size, class: "frame" }), dimmed(name, model, size, cell));
-  block.addEventListener("pointermove", (event) => {
-    const box = block.ownerSVGElement.getBoundingClientRect(), ratio = block.ownerSVGElement.viewBox.baseVal.width / box.width;
-    const column = Math.floor(((event.clientX - box.left) * ratio - x) / cell), row = Math.floor(((event.clientY - box.top) * ratio - y - 20) / cell);
-    if (row >= 0 && row < rows && column >= 0 && column < columns) {
-      reading.textContent = `${name}${rows > 1 ? `, row ${row + 1}, column ${column + 1}` : `, feature ${column + 1}`}: ${signed(matrix.value(row, column), 4)}`;
-    }
-  });
-  return block;
-}
-
-/* Veils over the weights that heads use which are off: their rows of the queries, their columns of the output. */
-function dimmed(name, model, size, cell) {
-  const match = /^layers\.(\d+)\.attention\.compute_(query|output)/.exec(name), { head_dim } = model.config;
-  if (!match) return null;
-  const heads = [...model.disabled].map((key) => key.split(".")).filter(([layer]) => layer === match[1]).map(([, head]) => Number(head));
-  return heads.map((head) => svg("rect", { ...size, style: "fill: var(--card); fill-opacity: 0.8",
-    ...(match[2] === "query" ? { y: size.y + head * head_dim * cell, height: head_dim * cell } : { x: size.x + head * head_dim * cell, width: head_dim * cell }) }));
 }

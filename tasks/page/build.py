@@ -14,7 +14,7 @@ from engine.io.files import check_readable, read_text
 SOURCES = Path(__file__).resolve().parent
 SCRIPTS = (  # in the order in which the page runs them
     "tokenizer.js", "engine.js", "sampling.js", "session.js", "figures.js", "text_views.js", "lesson_views.js",
-    "adder.js", "adder_view.js", "main.js",
+    "attention_views.js", "rope_views.js", "adder.js", "weight_views.js", "adder_view.js", "main.js",
 )  # fmt: skip
 
 

@@ -5,7 +5,8 @@
 /* Base64 to bytes, in slices, so that no second copy of the text is made. */
 function decodeBase64(text) {
   const padding = text.endsWith("==") ? 2 : text.endsWith("=") ? 1 : 0;
-  const bytes = new Uint8Array((text.length / 4) * 3 - padding), slice = 1 << 16; // a multiple of 4
+  const bytes = new Uint8Array((text.length / 4) * 3 - padding),
+    slice = 1 << 16; // a multiple of 4
   for (let from = 0, at = 0; from < text.length; from += slice) {
     const binary = atob(text.slice(from, from + slice));
     for (let i = 0; i < binary.length; i++) bytes[at++] = binary.charCodeAt(i);
@@ -33,8 +34,14 @@ class Matrix {
 function multiplyInt8({ rows, columns, data, scales }, x, out) {
   let row = 0;
   for (; row + 3 < rows; row += 4) {
-    let a = 0, b = 0, c = 0, d = 0;
-    const first = row * columns, second = first + columns, third = second + columns, fourth = third + columns;
+    let a = 0,
+      b = 0,
+      c = 0,
+      d = 0;
+    const first = row * columns,
+      second = first + columns,
+      third = second + columns,
+      fourth = third + columns;
     for (let i = 0; i < columns; i++) {
       const value = x[i];
       a += data[first + i] * value;
@@ -66,11 +73,16 @@ function multiplyFloat32({ rows, columns, data }, x, out) {
 }
 
 function readTensors(packed) {
-  const buffer = decodeBase64(packed.bytes).buffer, tensors = new Map();
+  const buffer = decodeBase64(packed.bytes).buffer,
+    tensors = new Map();
   for (const { name, shape, type, offset, scales } of packed.tensors) {
-    const [rows, columns] = shape.length === 2 ? shape : [1, shape[0]], count = rows * columns;
+    const [rows, columns] = shape.length === 2 ? shape : [1, shape[0]],
+      count = rows * columns;
     const data = type === "int8" ? new Int8Array(buffer, offset, count) : new Float32Array(buffer, offset, count);
-    tensors.set(name, new Matrix(rows, columns, data, scales === undefined ? undefined : new Float32Array(buffer, scales, rows)));
+    tensors.set(
+      name,
+      new Matrix(rows, columns, data, scales === undefined ? undefined : new Float32Array(buffer, scales, rows)),
+    );
   }
   return tensors;
 }
@@ -127,11 +139,12 @@ class Llama {
   /* Makes room for a number of positions; what is cached stays. */
   grow(positions) {
     const { dim, n_layers, n_heads, n_kv_heads, head_dim } = this.config;
-    const grown = (caches, width) => Array.from({ length: n_layers }, (_, layer) => {
-      const cache = new Float32Array(positions * width);
-      if (caches) cache.set(caches[layer]);
-      return cache;
-    });
+    const grown = (caches, width) =>
+      Array.from({ length: n_layers }, (_, layer) => {
+        const cache = new Float32Array(positions * width);
+        if (caches) cache.set(caches[layer]);
+        return cache;
+      });
     this.queries = grown(this.queries, n_heads * head_dim);
     this.keys = grown(this.keys, n_kv_heads * head_dim);
     this.values = grown(this.values, n_kv_heads * head_dim);
@@ -151,7 +164,9 @@ class Llama {
   feed(token) {
     if (this.length >= this.capacity) throw new Error(`the context of ${this.capacity} tokens is full`);
     if (this.length === this.room) this.grow(Math.min(2 * this.room, this.capacity));
-    const { dim, n_layers } = this.config, position = this.length, x = this.x;
+    const { dim, n_layers } = this.config,
+      position = this.length,
+      x = this.x;
     for (let i = 0; i < dim; i++) x[i] = this.embedding.value(token, i);
     for (let layer = 0; layer < n_layers; layer++) {
       this.residuals[layer].set(x, position * dim);
@@ -167,8 +182,10 @@ class Llama {
 
   /* LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), with gain and bias. */
   norm(x, [gain, bias], out) {
-    const n = x.length, centred = this.config.norm_type === "layernorm";
-    let mean = 0, variance = 0;
+    const n = x.length,
+      centred = this.config.norm_type === "layernorm";
+    let mean = 0,
+      variance = 0;
     if (centred) for (let i = 0; i < n; i++) mean += x[i] / n;
     for (let i = 0; i < n; i++) variance += (x[i] - mean) ** 2 / n;
     const scale = 1 / Math.sqrt(variance + this.config.layer_norm_eps);
@@ -178,7 +195,8 @@ class Llama {
 
   /* Grouped-query attention of one position over all before it; the result is in this.branch. */
   attend(layer, position) {
-    const { n_heads, n_kv_heads, head_dim } = this.config, weights = this.layers[layer];
+    const { n_heads, n_kv_heads, head_dim } = this.config,
+      weights = this.layers[layer];
     this.norm(this.x, weights.attentionNorm, this.normed);
     this.rotate(weights.query.multiply(this.normed, this.q), position);
     this.rotate(weights.key.multiply(this.normed, this.k), position);
@@ -186,14 +204,17 @@ class Llama {
     this.queries[layer].set(this.q, position * n_heads * head_dim);
     this.keys[layer].set(this.k, position * n_kv_heads * head_dim);
     this.values[layer].set(this.v, position * n_kv_heads * head_dim);
-    const values = this.values[layer], stride = n_kv_heads * head_dim;
+    const values = this.values[layer],
+      stride = n_kv_heads * head_dim;
     this.attended.fill(0);
     for (let head = 0; head < n_heads; head++) {
       if (this.disabled.has(`${layer}.${head}`)) continue;
       const probabilities = this.attention(layer, head, position, this.scores);
-      const from = this.groupOf(head) * head_dim, to = head * head_dim;
+      const from = this.groupOf(head) * head_dim,
+        to = head * head_dim;
       for (let key = 0; key <= position; key++) {
-        const weight = probabilities[key], at = key * stride + from;
+        const weight = probabilities[key],
+          at = key * stride + from;
         for (let i = 0; i < head_dim; i++) this.attended[to + i] += weight * values[at + i];
       }
     }
@@ -207,10 +228,15 @@ class Llama {
 
   /* softmax(query · keys / √head_dim) of one head at one position: a weight for each position up to it. */
   attention(layer, head, position, out = new Float64Array(position + 1)) {
-    const { n_heads, n_kv_heads, head_dim } = this.config, stride = n_kv_heads * head_dim;
-    const query = this.queries[layer], keys = this.keys[layer], scale = 1 / Math.sqrt(head_dim);
-    const from = (position * n_heads + head) * head_dim, offset = this.groupOf(head) * head_dim;
-    let most = -Infinity, sum = 0;
+    const { n_heads, n_kv_heads, head_dim } = this.config,
+      stride = n_kv_heads * head_dim;
+    const query = this.queries[layer],
+      keys = this.keys[layer],
+      scale = 1 / Math.sqrt(head_dim);
+    const from = (position * n_heads + head) * head_dim,
+      offset = this.groupOf(head) * head_dim;
+    let most = -Infinity,
+      sum = 0;
     for (let key = 0; key <= position; key++) {
       let score = 0;
       for (let i = 0, at = key * stride + offset; i < head_dim; i++, at++) score += query[from + i] * keys[at];
@@ -226,9 +252,12 @@ class Llama {
   rotate(x, position) {
     const pairs = this.frequencies.length;
     for (let pair = 0; pair < pairs; pair++) {
-      const angle = position * this.frequencies[pair], cos = Math.cos(angle), sin = Math.sin(angle);
+      const angle = position * this.frequencies[pair],
+        cos = Math.cos(angle),
+        sin = Math.sin(angle);
       for (let at = 2 * pair; at < x.length; at += 2 * pairs) {
-        const even = x[at], odd = x[at + 1];
+        const even = x[at],
+          odd = x[at + 1];
         x[at] = even * cos - odd * sin;
         x[at + 1] = even * sin + odd * cos;
       }
@@ -237,7 +266,8 @@ class Llama {
 
   /* SwiGLU (Shazeer 2020): w2 · (silu(w1 · x) ⊙ (w3 · x)); the result is in this.branch. */
   feedForward(layer) {
-    const { ffnNorm, w1, w2, w3 } = this.layers[layer], { gate, inner } = this;
+    const { ffnNorm, w1, w2, w3 } = this.layers[layer],
+      { gate, inner } = this;
     this.norm(this.x, ffnNorm, this.normed);
     w1.multiply(this.normed, gate);
     w3.multiply(this.normed, inner);

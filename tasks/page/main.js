@@ -2,22 +2,33 @@
 "use strict";
 
 const THEMES = ["system", "light", "dark"];
-const page = { look: { position: Infinity, layer: 0, head: 0 }, distance: undefined, session: null, text: null, adder: null };
+const page = {
+  look: { position: Infinity, layer: 0, head: 0 },
+  distance: undefined,
+  session: null,
+  text: null,
+  adder: null,
+};
 
 /* A model of the page, by its role; the text of its weights leaves the document. */
 function readModel(role, described) {
-  const holder = byId(`weights-${role}`), packed = { ...described.model, bytes: holder.textContent };
+  const holder = byId(`weights-${role}`),
+    packed = { ...described.model, bytes: holder.textContent };
   holder.remove();
   return new Llama(packed);
 }
 
 function startLanguage(described) {
-  const model = readModel("language", described), session = new Session(model, new SentencePiece(described.vocabulary));
-  const { config } = model, { n_layers, n_heads, n_kv_heads } = config;
+  const model = readModel("language", described),
+    session = new Session(model, new SentencePiece(described.vocabulary));
+  const { config } = model,
+    { n_layers, n_heads, n_kv_heads } = config;
   page.session = session;
-  byId("facts").textContent = `${described.name}: ${(model.parameters / 1e6).toFixed(1)} million parameters, ${n_layers} layers, `
-    + `${n_heads} heads with ${n_kv_heads} sets of keys and values, width ${config.dim}. It runs in this page, offline.`;
-  for (const node of document.querySelectorAll("[data-norm]")) node.toggleAttribute("hidden", node.dataset.norm !== config.norm_type);
+  byId("facts").textContent =
+    `${described.name}: ${(model.parameters / 1e6).toFixed(1)} million parameters, ${n_layers} layers, ` +
+    `${n_heads} heads with ${n_kv_heads} sets of keys and values, width ${config.dim}. It runs in this page, offline.`;
+  for (const node of document.querySelectorAll("[data-norm]"))
+    node.toggleAttribute("hidden", node.dataset.norm !== config.norm_type);
   readFragment();
   page.text = new TextView(session, { select: look, changed });
   const options = (count) => Array.from({ length: count }, (_, at) => html("option", { value: at }, String(at + 1)));
@@ -43,7 +54,8 @@ function startAdder(described) {
 
 /* Looks at another token, layer or head, and draws all that shows it. */
 function look(change) {
-  const { session } = page, next = Math.min(session.ids.length, session.model.length);
+  const { session } = page,
+    next = Math.min(session.ids.length, session.model.length);
   if ("position" in change || "layer" in change || "head" in change) page.distance = undefined;
   Object.assign(page.look, change);
   const most = Number.isFinite(page.look.position) ? next : next - 1; // at first the last token is looked at
@@ -58,8 +70,10 @@ function drawLanguage() {
   const written = session.ids[at.position];
   byId("layer").value = at.layer;
   byId("head").value = at.head;
-  byId("selected").replaceChildren(`Token ${at.position} of ${session.ids.length - 1}: `,
-    html("b", {}, written === undefined ? "the next" : session.tokenizer.label(written)));
+  byId("selected").replaceChildren(
+    `Token ${at.position} of ${session.ids.length - 1}: `,
+    html("b", {}, written === undefined ? "the next" : session.tokenizer.label(written)),
+  );
   page.text.draw(at.position);
   drawNorm(session, at);
   drawAttention(session, at, look);
@@ -99,10 +113,15 @@ function saveFragment() {
 }
 
 function readFragment() {
-  const fields = new URLSearchParams(opened), { session, adder } = page;
+  const fields = new URLSearchParams(opened),
+    { session, adder } = page;
   if (session) {
     session.fromFragment(fields);
-    const most = { position: session.model.capacity, layer: session.model.config.n_layers - 1, head: session.model.config.n_heads - 1 };
+    const most = {
+      position: session.model.capacity,
+      layer: session.model.config.n_layers - 1,
+      head: session.model.config.n_heads - 1,
+    };
     for (const name of Object.keys(most)) {
       const value = Math.floor(Number(fields.get(name)));
       if (fields.has(name) && value >= 0) page.look[name] = Math.min(value, most[name]);
@@ -114,8 +133,11 @@ function readFragment() {
     byId("second").value = b;
     adder.digit = Math.min(4, Math.max(0, Math.floor(Number(fields.get("digit")) || 0)));
     const { n_layers, n_heads } = adder.model.config;
-    adder.model.disabled = new Set([...(fields.get("off") ?? "").matchAll(/(\d+)\.(\d+)/g)]
-      .filter(([, layer, head]) => layer < n_layers && head < n_heads).map(([key]) => key));
+    adder.model.disabled = new Set(
+      [...(fields.get("off") ?? "").matchAll(/(\d+)\.(\d+)/g)]
+        .filter(([, layer, head]) => layer < n_layers && head < n_heads)
+        .map(([key]) => key),
+    );
     adder.drawSwitches();
   }
 }
@@ -151,8 +173,10 @@ function startPage() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);
   byId("share").addEventListener("click", share);
-  let width = innerWidth, timer = 0;
-  addEventListener("resize", () => { // a phone's bar that comes and goes changes the height only
+  let width = innerWidth,
+    timer = 0;
+  addEventListener("resize", () => {
+    // a phone's bar that comes and goes changes the height only
     if (innerWidth === width) return;
     width = innerWidth;
     clearTimeout(timer);
@@ -170,13 +194,23 @@ function startPage() {
 }
 
 function drawSections() {
-  const links = [...document.querySelectorAll("main > section")].filter((section) => !section.hidden).map((section) =>
-    html("a", { href: `#${section.id}`, onclick: (event) => {
-      event.preventDefault(); // the fragment is the state
-      section.scrollIntoView();
-      section.querySelector("h2").setAttribute("tabindex", "-1");
-      section.querySelector("h2").focus({ preventScroll: true });
-    } }, section.querySelector("h2").innerText.replace(/^\d\. /, "")));
+  const links = [...document.querySelectorAll("main > section")]
+    .filter((section) => !section.hidden)
+    .map((section) =>
+      html(
+        "a",
+        {
+          href: `#${section.id}`,
+          onclick: (event) => {
+            event.preventDefault(); // the fragment is the state
+            section.scrollIntoView();
+            section.querySelector("h2").setAttribute("tabindex", "-1");
+            section.querySelector("h2").focus({ preventScroll: true });
+          },
+        },
+        section.querySelector("h2").innerText.replace(/^\d\. /, ""),
+      ),
+    );
   byId("sections").replaceChildren(...links);
   byId("sections").hidden = links.length < 2;
 }

@@ -2,7 +2,8 @@
 "use strict";
 
 function softmax(logits) {
-  let most = -Infinity, sum = 0;
+  let most = -Infinity,
+    sum = 0;
   for (const logit of logits) if (logit > most) most = logit;
   const probabilities = Float64Array.from(logits, (logit) => Math.exp(logit - most));
   for (const probability of probabilities) sum += probability;
@@ -28,14 +29,17 @@ function largest(values, k) {
   return best;
 }
 
-/* All tokens, most likely first: [{id, probability, kept, cutBy, share}]. `probability` is after the temperature; `share`
-   is the chance to be drawn, 0 for a token that top-k, top-p or min-p cuts. At temperature 0 only the first stays. */
+/* All tokens, most likely first: [{id, probability, cutBy, share}]. `probability` is after the temperature; `share` is the
+   chance to be drawn, 0 for a token that top-k, top-p or min-p cuts. At temperature 0 only the first stays. */
 function distribution(logits, { temperature, topP, topK, minP }) {
   const probabilities = softmax(temperature > 0 ? logits.map((logit) => logit / temperature) : logits);
-  const order = Uint32Array.from(probabilities, (_, id) => id).sort((a, b) => probabilities[b] - probabilities[a] || a - b);
+  const order = Uint32Array.from(probabilities, (_, id) => id).sort(
+    (a, b) => probabilities[b] - probabilities[a] || a - b,
+  );
   const tokens = Array.from(order, (id) => ({ id, probability: probabilities[id], cutBy: "" }));
   const cut = (reason, refuses) => {
-    let before = 0, total = 0;
+    let before = 0,
+      total = 0;
     for (const token of tokens) if (!token.cutBy) total += token.probability;
     tokens.forEach((token, rank) => {
       if (token.cutBy) return;

@@ -18,7 +18,8 @@ class Session {
 
   /* Ids of the prompt with BOS in front. Of a prompt that does not fit, the end is kept. */
   promptIds() {
-    const ids = [this.tokenizer.bos, ...this.tokenizer.encode(this.prompt)], { capacity } = this.model;
+    const ids = [this.tokenizer.bos, ...this.tokenizer.encode(this.prompt)],
+      { capacity } = this.model;
     const most = Math.max(1, capacity - Math.min(ROOM, capacity >> 1));
     this.notice = "";
     if (ids.length < capacity) return ids;
@@ -37,7 +38,9 @@ class Session {
   /* Reads the prompt and writes up to `length` tokens after it. `pause` gives the browser a moment; `show` follows each
      token. Returns why it ended; "overtaken" by a newer run, "" at the full length. */
   async generate({ pause, show }) {
-    const run = ++this.run, ids = this.promptIds(), ended = () => (run !== this.run ? "overtaken" : this.stopping ? "stopped" : "");
+    const run = ++this.run,
+      ids = this.promptIds(),
+      ended = () => (run !== this.run ? "overtaken" : this.stopping ? "stopped" : "");
     this.stopping = false;
     this.ids = ids.slice(0, 1);
     this.promptLength = ids.length;

@@ -18,10 +18,10 @@ from tasks.cli import Work
 from tasks.page.build import SOURCES, build, check_sources
 from tasks.page.flags import PageSettings
 from tasks.page.pack import check_config, pack
-from tasks.page.vocabulary import load_tokenizer, read_vocabulary
+from tasks.page.vocabulary import read_vocabulary
 from tasks.pretrained import choose_path
 from tasks.shipped import check_not_shipped
-from tokenizer import TOKENIZER_MODEL
+from tokenizer import TOKENIZER_MODEL, load_tokenizer
 
 BEST_ADDER = SOURCES.parents[1] / "addition_models" / "best_model" / "best_model.pth"
 ADDER_VOCABULARY, ADDER_POSITIONS = 13, 16  # the end token and `+0123456789=`; `9999+9999=19998` after the start
@@ -70,7 +70,8 @@ def _check(path: Path, checkpoint: Checkpoint, most: int) -> None:
     count = sum(tensor.numel() for name, tensor in state.items() if not (tied and name == "output.weight"))
     if count > most:
         raise CheckpointError(
-            f"{path} has {count:,} parameters, more than {most:,}: raise --max_parameters for a page of {count / 7.5e5:.0f} MB"
+            f"{path} has {count:,} parameters, more than {most:,}: "
+            f"raise --max_parameters for a page of {count / 7.5e5:.0f} MB"
         )
     check_config(checkpoint.config)
 
@@ -94,4 +95,5 @@ def _adder(path: Path, checkpoint: Checkpoint, most: int) -> dict[str, Any]:
     packed = pack(checkpoint.config, checkpoint.state_dict)
     known = json.loads(read_text(SOURCES / "best_adder.json"))
     matches = hashlib.sha256(packed["bytes"].encode()).hexdigest() == known["sha256"]
-    return {"name": path.name, "model": packed, "characters": "+0123456789=", "heads": known["heads"] if matches else {}}
+    heads = known["heads"] if matches else {}
+    return {"name": path.name, "model": packed, "characters": "+0123456789=", "heads": heads}

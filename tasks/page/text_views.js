@@ -1,7 +1,8 @@
 /* The bench: prompt, buttons, sliders, the text as tokens to click, and what could have stood in a token's place. */
 "use strict";
 
-const SLIDERS = [ // setting, name, low, high, step, how it reads
+const SLIDERS = [
+  // setting, name, low, high, step, how it reads
   ["temperature", "Temperature", 0, 2, 0.05, (value) => value.toFixed(2)],
   ["topP", "Top-p", 0.01, 1, 0.01, (value) => value.toFixed(2)],
   ["topK", "Top-k", 0, 100, 1, (value) => (value ? String(value) : "off")],
@@ -13,7 +14,8 @@ const SHOWN = 12; // alternatives in the list
 
 /* Gives the browser a moment whenever 12 ms have passed, without the delay of a timer. */
 function pauser() {
-  const channel = new MessageChannel(), waiting = [];
+  const channel = new MessageChannel(),
+    waiting = [];
   let since = performance.now();
   channel.port1.onmessage = () => {
     since = performance.now();
@@ -50,10 +52,19 @@ class TextView {
   }
 
   slider([name, title, min, max, step, read]) {
-    const { settings } = this.session, reading = html("output", {}, read(settings[name]));
-    const input = html("input", { type: "range", min, max, step, value: settings[name], "data-setting": name,
-      oninput: () => this.set(name, Number(input.value)) });
-    input.addEventListener("setting", () => { // another control has set it
+    const { settings } = this.session,
+      reading = html("output", {}, read(settings[name]));
+    const input = html("input", {
+      type: "range",
+      min,
+      max,
+      step,
+      value: settings[name],
+      "data-setting": name,
+      oninput: () => this.set(name, Number(input.value)),
+    });
+    input.addEventListener("setting", () => {
+      // another control has set it
       input.value = settings[name];
       reading.textContent = read(settings[name]);
     });
@@ -97,13 +108,15 @@ class TextView {
   }
 
   show(started) {
-    const { session } = this, written = session.ids.length - session.promptLength;
+    const { session } = this,
+      written = session.ids.length - session.promptLength;
     this.drawTokens();
     if (written > 0) byId("status").textContent = `${written} tokens, ${speed(written, started)} per second`;
   }
 
   finish(started, reason) {
-    const { session } = this, written = session.ids.length - session.promptLength;
+    const { session } = this,
+      written = session.ids.length - session.promptLength;
     byId("stop").disabled = true;
     this.drawTokens(true);
     const parts = [session.notice, `${written} tokens, ${speed(written, started)} per second`, reason];
@@ -113,9 +126,16 @@ class TextView {
 
   /* Brings the buttons in line with the tokens: what is the same stays, so that nothing flickers. */
   drawTokens(complete = false) {
-    const { session } = this, box = byId("tokens"), { ids, promptLength, forced } = session;
+    const { session } = this,
+      box = byId("tokens"),
+      { ids, promptLength, forced } = session;
     let same = 0;
-    while (same < ids.length - 1 && same < box.children.length && Number(box.children[same].dataset.id) === ids[same + 1]) same += 1;
+    while (
+      same < ids.length - 1 &&
+      same < box.children.length &&
+      Number(box.children[same].dataset.id) === ids[same + 1]
+    )
+      same += 1;
     if (complete || same < ids.length - 1) while (box.children.length > same) box.lastChild.remove();
     for (let at = same + 1; at < ids.length; at++) box.append(this.token(ids[at], at));
     for (const [at, node] of [...box.children].entries()) {
@@ -125,9 +145,20 @@ class TextView {
   }
 
   token(id, position) {
-    const label = this.session.tokenizer.label(id), small = /^‹..›$|^↵$/.test(label);
-    return html("button", { type: "button", class: `token${small ? " small" : ""}`, "data-position": position, "data-id": id,
-      tabindex: -1, "aria-label": `token ${position}: ${label}` }, label === "↵" ? "↵\n" : label);
+    const label = this.session.tokenizer.label(id),
+      small = /^‹..›$|^↵$/.test(label);
+    return html(
+      "button",
+      {
+        type: "button",
+        class: `token${small ? " small" : ""}`,
+        "data-position": position,
+        "data-id": id,
+        tabindex: -1,
+        "aria-label": `token ${position}: ${label}`,
+      },
+      label === "↵" ? "↵\n" : label,
+    );
   }
 
   move(event) {
@@ -152,33 +183,53 @@ class TextView {
   }
 
   drawAlternatives(position) {
-    const { session } = this, tokens = session.candidates(position), written = session.ids[position];
-    const kept = tokens.filter((token) => !token.cutBy).length, list = tokens.slice(0, SHOWN);
+    const { session } = this,
+      tokens = session.candidates(position),
+      written = session.ids[position];
+    const kept = tokens.filter((token) => !token.cutBy).length,
+      list = tokens.slice(0, SHOWN);
     const shown = tokens.findIndex((token) => token.id === written);
     if (shown >= SHOWN) list[SHOWN - 1] = tokens[shown];
-    byId("alternatives-note").textContent = written === undefined ? "What the model would write next."
-      : `What the model expected where “${session.tokenizer.label(written)}” stands. Click one to write it instead.`;
+    byId("alternatives-note").textContent =
+      written === undefined
+        ? "What the model would write next."
+        : `What the model expected where “${session.tokenizer.label(written)}” stands. Click one to write it instead.`;
     const most = list[0].probability;
-    byId("alternatives").replaceChildren(...list.map((token) => html("li", {}, this.alternative(token, token.probability / most, position))));
-    const rest = tokens.reduce((sum, token) => sum + token.probability, 0) - list.reduce((sum, token) => sum + token.probability, 0);
-    byId("alternatives-rest").textContent = `All other tokens together: ${percent(rest)}. `
-      + `${kept.toLocaleString("en")} of ${tokens.length.toLocaleString("en")} can be drawn.`;
+    byId("alternatives").replaceChildren(
+      ...list.map((token) => html("li", {}, this.alternative(token, token.probability / most, position))),
+    );
+    const rest =
+      tokens.reduce((sum, token) => sum + token.probability, 0) -
+      list.reduce((sum, token) => sum + token.probability, 0);
+    byId("alternatives-rest").textContent =
+      `All other tokens together: ${percent(rest)}. ` +
+      `${kept.toLocaleString("en")} of ${tokens.length.toLocaleString("en")} can be drawn.`;
   }
 
   alternative(token, length, position) {
-    const { session } = this, label = session.tokenizer.label(token.id), current = session.ids[position] === token.id;
-    const cut = token.cutBy ? `, cut by ${token.cutBy}` : "";
-    return html("button", { type: "button", class: `alternative${cut && " cut"}`, "aria-current": current && "true",
-      "aria-label": `${label}, ${percent(token.probability)}${cut}`, title: cut.slice(2) || undefined,
-      onclick: () => this.force(position, token.id) },
-    html("span", { class: "bar", style: `width: ${Math.max(0.5, 100 * length)}%` }), html("span", { class: "word" }, label),
-    html("span", { class: "number" }, `${token.cutBy && "cut · "}${percent(token.probability)}`));
+    const { session } = this,
+      label = session.tokenizer.label(token.id),
+      current = session.ids[position] === token.id;
+    return html(
+      "button",
+      {
+        type: "button",
+        class: `alternative${token.cutBy && " cut"}`,
+        "aria-current": current && "true",
+        title: token.cutBy ? `cut by ${token.cutBy}` : undefined,
+        onclick: () => this.force(position, token.id),
+      },
+      html("span", { class: "bar", style: `width: ${Math.max(0.5, 100 * length)}%` }),
+      html("span", { class: "word" }, label),
+      html("span", { class: "number" }, `${token.cutBy && "cut · "}${percent(token.probability)}`),
+    );
   }
 
   /* Writes another token at a position, and lets the model go on from there. */
   force(position, id) {
     const { session } = this;
-    if (position < session.promptLength) { // within the prompt: the text up to there becomes the prompt
+    if (position < session.promptLength) {
+      // within the prompt: the text up to there becomes the prompt
       session.prompt = session.tokenizer.decode([...session.ids.slice(1, position), id]);
       session.forced.clear();
       byId("prompt").value = session.prompt;

@@ -24,7 +24,9 @@ class Heap {
     items[at] = item;
   }
   pop() {
-    const items = this.items, top = items[0], last = items.pop();
+    const items = this.items,
+      top = items[0],
+      last = items.pop();
     if (!items.length) return top;
     let at = 0;
     for (;;) {
@@ -55,17 +57,23 @@ class SentencePiece {
   encode(text) {
     const clean = text.replace(/\p{Surrogate}/gu, "\ufffd"); // half an emoji has no UTF-8
     if (!clean) return [];
-    const symbols = [...((this.prefix ? " " : "") + clean).replaceAll(" ", WORD_START)].map((piece, at, all) =>
-      ({ piece, before: at - 1, after: at + 1 < all.length ? at + 1 : -1 }));
+    const symbols = [...((this.prefix ? " " : "") + clean).replaceAll(" ", WORD_START)].map((piece, at, all) => ({
+      piece,
+      before: at - 1,
+      after: at + 1 < all.length ? at + 1 : -1,
+    }));
     const heap = new Heap((a, b) => a.score > b.score || (a.score === b.score && a.left < b.left));
     const offer = (left, right) => {
       if (left < 0 || right < 0) return;
-      const merged = symbols[left].piece + symbols[right].piece, id = this.ids.get(merged);
+      const merged = symbols[left].piece + symbols[right].piece,
+        id = this.ids.get(merged);
       if (id !== undefined) heap.push({ left, right, merged, score: this.scores[id] });
     };
     for (let at = 1; at < symbols.length; at++) offer(at - 1, at);
     while (heap.items.length) {
-      const { left, right, merged } = heap.pop(), a = symbols[left], b = symbols[right];
+      const { left, right, merged } = heap.pop(),
+        a = symbols[left],
+        b = symbols[right];
       if (!a.piece || !b.piece || a.piece + b.piece !== merged || a.after !== right) continue; // merged meanwhile
       a.piece = merged;
       b.piece = "";
@@ -84,7 +92,9 @@ class SentencePiece {
 
   /* The text of ids, without control pieces and the space that encode puts first. */
   decode(ids) {
-    let text = "", bytes = [], atStart = true;
+    let text = "",
+      bytes = [],
+      atStart = true;
     const flush = () => {
       text += decodeBytes(bytes);
       bytes = [];
@@ -110,10 +120,15 @@ class SentencePiece {
 
   /* A token's own text, as a reader wants to see it: spaces stay, a lone byte is written in hexadecimal. */
   label(id) {
-    if (this.types[id] === PIECE.CONTROL) return id === this.bos ? "⟨start⟩" : id === this.eos ? "⟨end⟩" : this.pieces[id];
+    if (this.types[id] === PIECE.CONTROL)
+      return id === this.bos ? "⟨start⟩" : id === this.eos ? "⟨end⟩" : this.pieces[id];
     if (this.types[id] === PIECE.BYTE) {
       const byte = parseInt(this.pieces[id].slice(3, 5), 16);
-      return byte === 10 ? "↵" : byte > 31 && byte < 127 ? String.fromCharCode(byte) : `‹${this.pieces[id].slice(3, 5)}›`;
+      return byte === 10
+        ? "↵"
+        : byte > 31 && byte < 127
+          ? String.fromCharCode(byte)
+          : `‹${this.pieces[id].slice(3, 5)}›`;
     }
     return this.pieces[id].replaceAll(WORD_START, " ");
   }
@@ -122,12 +137,13 @@ class SentencePiece {
 /* UTF-8 to text; each byte that is not part of a character becomes U+FFFD, as in SentencePiece. */
 function decodeBytes(bytes) {
   let text = "";
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const first = bytes[at];
     const length = first < 0x80 ? 1 : first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : first >= 0xc0 ? 2 : 1;
     try {
-      text += new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
-        .decode(Uint8Array.from(bytes.slice(at, at + length)));
+      text += new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(
+        Uint8Array.from(bytes.slice(at, at + length)),
+      );
       at += length;
     } catch {
       text += "\ufffd";

@@ -1,6 +1,6 @@
 """A tokenizer as plain data for the page: pieces, scores and types, read from the SentencePiece model file.
 
-    python -c "from tasks.page.vocabulary import *; print(read_vocabulary(load_tokenizer('models/stories.model'))['bos'])"
+    python -c "from tasks.page.vocabulary import *; print(read_vocabulary(Tokenizer(None, 'models/stories.model')))"
 
 The file is a protocol buffer (sentencepiece_model.proto). Three of its messages are needed, so a reader of fifteen
 lines stands here in place of the protobuf package.
@@ -12,9 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from tokenizer import AnyTokenizer, BinTokenizer, Tokenizer, load_tokenizer
+from tokenizer import AnyTokenizer, BinTokenizer, Tokenizer
 
-__all__ = ["load_tokenizer", "read_vocabulary"]
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type
 BPE = 2  # TrainerSpec.ModelType
 WORD_START = "\u2581"  # SentencePiece's visible space
