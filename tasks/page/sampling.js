@@ -29,8 +29,8 @@ function largest(values, k) {
   return best;
 }
 
-/* All tokens, most likely first: [{id, probability, cutBy, share}]. `probability` is after the temperature; `share` is the
-   chance to be drawn, 0 for a token that top-k, top-p or min-p cuts. At temperature 0 only the first stays. */
+/* All tokens, most likely first: [{id, probability, cutBy, share}]. `probability` is after the temperature; `share` is
+   the chance to be drawn, 0 for a token that top-k, top-p or min-p cuts. At temperature 0 only the first stays. */
 function distribution(logits, { temperature, topP, topK, minP }) {
   const probabilities = softmax(temperature > 0 ? logits.map((logit) => logit / temperature) : logits);
   const order = Uint32Array.from(probabilities, (_, id) => id).sort(
