@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.io.files import atomic_path, check_writable
+from tasks import cli
 from tasks.addition.problems import pair_number, problem_text, read_problems, sample_problems
 
 
@@ -30,8 +31,10 @@ def generate_dataset(
 ) -> None:
     """Writes n problems to `save_dir/filename`, one per line, and prints where."""
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    path = Path(save_dir) / filename
-    text = _text(n, seed, excluded)
+    _write(n, _text(n, seed, excluded), Path(save_dir) / filename)
+
+
+def _write(n: int, text: bytes, path: Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(text)
     print(f"{n} data points saved to {path}")
@@ -45,16 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="file to write")
     parser.add_argument("--exclude", nargs="*", default=[], help="files whose problems are not drawn")
     args = parser.parse_args(argv)
-    try:
+
+    def prepare() -> cli.Work:
         out = check_writable(args.out)
         excluded = [pair_number(*read_problems(path)) for path in args.exclude]
-        generate_dataset(
-            args.n, out.name, str(out.parent), args.seed, np.concatenate(excluded) if excluded else None
-        )
-    except (ValueError, OSError) as error:
-        print(f"addition_data_generation.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+        text = _text(args.n, args.seed, np.concatenate(excluded) if excluded else None)
+        return lambda: _write(args.n, text, out)
+
+    return cli.carry_out("addition_data_generation.py", prepare)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from engine.decode.continuous_batching import refilled
 from engine.decode.cpu_step import CpuStep
 from engine.decode.fast_step import choose_step
 from engine.decode.loop import stream
-from engine.decode.packed_linear import Dense, Narrow
 from engine.decode.sampling import Sampler
 from engine.io.files import write_text
 from llama import Llama, load_pretrained
@@ -49,17 +48,8 @@ def large() -> Llama:
     return model.eval()
 
 
-def without_narrow(step: CpuStep) -> CpuStep:
-    """The step with `Dense` in place of every `Narrow` product."""
-    step.layers = [
-        tuple(Dense(part.weight) if isinstance(part, Narrow) else part for part in layer) for layer in step.layers
-    ]
-    return step
-
-
 VARIANTS: dict[str, Callable[[Llama], Callable]] = {
     "plain model": lambda model: lambda tokens, cache: model(tokens, cache=cache)[0],
-    "without Narrow": lambda model: without_narrow(CpuStep(model)),
     BASE: CpuStep,
     "bfloat16 weights": lambda model: CpuStep(model, "bfloat16"),
     "int8 weights": lambda model: CpuStep(model, "int8"),
@@ -92,10 +82,10 @@ def measure(make: Callable[[], Llama], rounds: int, tokens: int) -> dict[str, fl
 
 
 def batching(rounds: int) -> dict[str, float]:
-    """Tokens per second of 24 continuations: slots refilled, or batches that wait for their longest row."""
+    """Tokens per second of 24 whole stories: slots refilled, or batches that wait for their longest row."""
     model = shipped()
     step, prompts, eos = choose_step(model), [[1, 4 + number] for number in range(24)], 2
-    options = {"max_new_tokens": 150, "sampler": Sampler(1.0, top_p=0.95), "eos_id": eos, "slide": 64, "step": step}
+    options = {"max_new_tokens": 512, "sampler": Sampler(1.0, top_p=0.95), "eos_id": eos, "slide": 64, "step": step}
     times: dict[str, list[float]] = {"refilled": [], "in waves": []}
     for _ in range(rounds):
         started = time.perf_counter()

@@ -26,6 +26,7 @@ from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.files import write_text
 from engine.train.losses import cross_entropy
+from engine.train.trainer import update
 from llama import Llama
 from optimizer import AdamW
 from tasks.addition.batched_model import SideBySide
@@ -76,20 +77,21 @@ def generation(device: torch.device, config: LlamaConfig, texts: int, seconds: f
 
 
 def training_step(device: torch.device, config: LlamaConfig, rows: int, recompute: int = 0) -> Callable[[], int]:
-    """One step of pretraining in bfloat16 autocast; returns its targets."""
-    model = model_on(device, config).train()
+    """One step of the trainer in bfloat16; returns its targets."""
+    model = model_on(device, config)
     model.recompute = recompute
     optimizer = AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(0, config.vocab_size, (rows, config.max_seq_len + 1), device=device)
 
+    def loss(model: Llama, batch: torch.Tensor) -> torch.Tensor:
+        hidden = model.hidden_states(batch[:, :-1]).flatten(0, 1)
+        return cross_entropy(hidden, model.output.weight, batch[:, 1:].flatten())
+
+    def count(batch: torch.Tensor) -> int:
+        return len(batch) * config.max_seq_len
+
     def step() -> int:
-        with autocast(device, torch.bfloat16):
-            hidden = model.hidden_states(tokens[:, :-1]).flatten(0, 1)
-            loss = cross_entropy(hidden, model.output.weight, tokens[:, 1:].flatten())
-        (loss / hidden.shape[0]).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return hidden.shape[0]
+        return update(model, optimizer, [tokens], count, loss, lambda: autocast(device, torch.bfloat16))[1]
 
     return step
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from engine.io.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from engine.io.checkpoint import CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
 from tasks.settings import ModelSettings
 from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer
@@ -17,15 +17,18 @@ from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "stories.pt"
 
 
-def load_model(settings: ModelSettings, device: torch.device, mapped: bool = True) -> tuple[Llama, AnyTokenizer, Path]:
+def load_model(
+    settings: ModelSettings, device: torch.device, mapped: bool = True, max_len: int | None = None
+) -> tuple[Llama, AnyTokenizer, Path]:
     """The model in evaluation mode on `device`, its tokenizer, and its path; prints the reader's notes.
 
-    `mapped` as in `read_checkpoint`. Raises OSError or ValueError if the checkpoint or tokenizer cannot be read, or the
-    two do not fit.
+    `mapped` as in `read_checkpoint`; `max_len` limits the tokens of a text. Raises OSError or ValueError if the
+    checkpoint or tokenizer cannot be read, or the two do not fit.
     """
     path = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
     checkpoint = read_checkpoint(path, settings.norm, mapped)
-    tokenizer = _tokenizer(path, checkpoint, settings.tokenizer, settings.max_sentence_len)
+    vocab_size = checkpoint.config.vocab_size
+    tokenizer = fitting_tokenizer(path, vocab_size, settings.tokenizer or checkpoint.tokenizer, max_len)
     for note in checkpoint.notes:
         print(note)
     return from_checkpoint(checkpoint).to(device), tokenizer, path
@@ -47,12 +50,17 @@ def choose_path(default: str, named: bool) -> Path:
     return SHIPPED
 
 
-def _tokenizer(path: Path, checkpoint: Checkpoint, named: str | None, max_len: int | None) -> AnyTokenizer:
-    """The named tokenizer, else the checkpoint's, else the course's; its size must be the model's vocabulary size."""
-    tokenizer = load_tokenizer(named or checkpoint.tokenizer or TOKENIZER_MODEL, max_len)
-    if tokenizer.n_words != checkpoint.config.vocab_size:
+def fitting_tokenizer(
+    model_path: str | Path, vocab_size: int, tokenizer_path: str | Path | None, max_len: int | None = None
+) -> AnyTokenizer:
+    """The tokenizer at a path (None: the course's), which must have as many pieces as the model's vocabulary.
+
+    Raises OSError or ValueError if it cannot be read, and CheckpointError if the sizes differ.
+    """
+    tokenizer = load_tokenizer(tokenizer_path or TOKENIZER_MODEL, max_len)
+    if tokenizer.n_words != vocab_size:
         raise CheckpointError(
-            f"{tokenizer.model_path} has {tokenizer.n_words} pieces, but {path} has a vocabulary "
-            f"of {checkpoint.config.vocab_size}: name its tokenizer with --tokenizer"
+            f"{tokenizer.model_path} has {tokenizer.n_words} pieces, but {model_path} has a vocabulary of "
+            f"{vocab_size}: name its tokenizer with --tokenizer"
         )
     return tokenizer

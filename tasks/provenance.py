@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from engine.io.files import read_text, write_text
+from engine.io.files import read_text, sha256_of, write_json
 from tasks.settings import Settings
 
 FOLDER = Path("runs") / "made"
@@ -44,7 +43,7 @@ def record(
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     for output in outputs:
-        write_text(FOLDER / _name(output), json.dumps(made | {"output": str(output)}, indent=2) + "\n")
+        write_json(FOLDER / _name(output), made | {"output": str(output)})
 
 
 def find(path: str | os.PathLike, root: str | os.PathLike = ".") -> dict[str, Any] | None:
@@ -72,15 +71,14 @@ def command_line(program: str, option: str, settings: Settings) -> str:
 
 
 def digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, computed again only when its size or time of change is another."""
+    """SHA-256 of a file, recomputed only when its size or modification time changes."""
     status = os.stat(path)
     return _digest(os.path.abspath(path), status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache
 def _digest(path: str, _mtime: int, _size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _name(output: Path) -> str:

@@ -87,12 +87,25 @@ def shared_fields(settings: Settings, target: type) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineSettings(Settings):
+class CpuSettings(Settings):
     """seed and machine"""
 
     seed: int = flag(1337, "seed of every random draw", type=seed_number, metavar="N")
-    use_gpu: bool = flag(False, "run on the first CUDA device")
     threads: int | None = flag(None, "CPU threads; chosen by torch if not given", type=positive, metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings(CpuSettings):
+    """device"""
+
+    use_gpu: bool = flag(False, "run on the first CUDA device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthSettings(Settings):
+    """length of texts"""
+
+    max_sentence_len: int | None = flag(None, "cut texts after N tokens", type=positive, metavar="N")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +123,6 @@ class ModelSettings(Settings):
     norm: str | None = flag(
         None, "norm of a checkpoint that does not name its own", choices=("layernorm", "rmsnorm")
     )
-    max_sentence_len: int | None = flag(None, "cut texts after N tokens", type=positive, metavar="N")
 
 
 @dataclass(frozen=True, kw_only=True)

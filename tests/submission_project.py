@@ -18,8 +18,8 @@ OPENING = "I have wanted to see this thriller for a while, and it didn't disappo
 def write_project(folder: Path) -> Path:
     """Fills `folder` with all that both courses want; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    code = [path for pattern in ("*.py", "engine/**/*.py", "tasks/**/*.py") for path in ROOT.glob(pattern)]
-    for path in [*code, *(ROOT / name for name in SUPPORT)]:
+    code = [path for pattern in ("*.py", "engine/**/*.py", "tasks/**/*.*") for path in ROOT.glob(pattern)]
+    for path in [*(path for path in code if path.suffix != ".pyc"), *(ROOT / name for name in SUPPORT)]:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

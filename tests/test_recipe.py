@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 
 import pytest
@@ -88,6 +89,18 @@ def test_every_shipped_recipe_parses(path):
     assert {name.replace("-", "_") for name, value in recipe["flags"].items() if value is not False} <= settings.given
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "large"])
-def test_the_sizes_of_ail861_are_recipes(name):
-    assert size_of(name).dim in (16, 192, 512)
+@pytest.mark.parametrize(
+    ("name", "dim", "vocabulary"), [("tiny", 16, 300), ("small", 192, 6000), ("large", 512, 10000)]
+)
+def test_the_sizes_of_ail861_are_recipes(name, dim, vocabulary):
+    size = size_of(name)
+    assert (size.dim, size.vocabulary, size.stories) == (dim, vocabulary, 4 if name == "tiny" else 50)
+
+
+def test_the_recipe_of_the_story_model_is_what_trained_it():
+    recipe = tomllib.loads((ROOT / "recipes" / "stories.toml").read_text("utf-8"))["flags"]
+    shipped = json.loads((ROOT / "models" / "stories.json").read_text("utf-8"))
+    for name, value in (shipped["training"] | shipped["config"]).items():
+        if name in recipe:
+            assert recipe[name] == value, name
+    assert {"epochs", "lr", "optimizer", "batch_tokens", "dim", "n_layers", "dtype", "seed"} <= set(recipe)

@@ -276,6 +276,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_an_earlier_runs_state_is_not_called_the_last_good_one(tmp_path, left):
+    class Broken(Regression):
+        def loss(self, model, batch):
+            return super().loss(model, batch) * float("nan")
+
+    trainer = trainer_of(tmp_path / "run", Broken())
+    if left:
+        trainer.state_path.write_bytes(b"of another run")
+    with pytest.raises(NotFiniteError) as error:
+        trainer.fit()
+    assert "last good state" not in str(error.value)
+
+
+def test_a_float16_run_that_no_scale_saves_ends(tmp_path):
+    class Broken(Regression):
+        def loss(self, model, batch):
+            return super().loss(model, batch) * float("inf")
+
+    trainer = trainer_of(tmp_path / "run", Broken(), dtype="float16", epochs=9)
+    with pytest.raises(NotFiniteError, match="the loss is"):
+        trainer.fit()
+    assert 10 < trainer.progress.step < 40
+
+
 def test_the_log_survives_a_damaged_line_and_writes_no_nan(tmp_path):
     log = RunLog(tmp_path / "log.jsonl")
     log.write(step=1, loss=float("nan"))

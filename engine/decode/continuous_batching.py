@@ -131,10 +131,7 @@ class _Batch:
         columns = torch.arange(self.cache.length + 1, device=device)
         mask = columns >= torch.tensor(starts, device=device)[:, None] if any(starts) else None
         logits = self.decode(tokens, self.cache, mask)[:, -1]
-        if sampler.temperature == 0.0:
-            chosen = sampler.choose(logits).tolist()
-        else:
-            chosen = [int(sampler.choose(one[None], row.generator)) for one, row in zip(logits, self.rows, strict=True)]
+        chosen = sampler.choose(logits, [row.generator for row in self.rows]).tolist()
         for slot, (row, token) in enumerate(zip(self.rows, chosen, strict=True)):
             row.ids.append(token)
             if window_start(len(row.ids), self.limit, self.slide) != row.dropped:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import LlamaConfig
-from engine.decode.packed_linear import Dense, Narrow, Packed, PackedLinear, bfloat16, int8
+from engine.decode.packed_linear import Dense, Packed, PackedLinear, bfloat16, int8
 from engine.model.kv_cache import KVCache
 
 PACKERS = {"bfloat16": bfloat16, "int8": int8}
@@ -149,8 +149,7 @@ class CpuStep:
         if self.dtype in PACKERS:
             weights = [linear.weight.detach() for linear in linears]
             return PACKERS[self.dtype](torch.cat(weights) if len(weights) > 1 else weights[0])
-        weight = fused_weight(linears)
-        return (Narrow if weight.shape[1] <= Narrow.WIDEST else Dense)(weight)
+        return Dense(fused_weight(linears))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None) -> Tensor:

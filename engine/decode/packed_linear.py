@@ -40,26 +40,6 @@ class Dense:
         buffer.addmm_(x, self.weight)
 
 
-class Narrow(Dense):
-    """`Dense` for few outputs: a single row on one thread is an embedding bag over all rows of the weight.
-
-    The embedding-bag kernel reads the weight sequentially, at a higher bandwidth than `mm` for short rows.
-    """
-
-    WIDEST = 640  # outputs that the kernel keeps in registers
-
-    def __init__(self, weight: Tensor):
-        super().__init__(weight)
-        self.indices, self.offsets = torch.arange(len(weight), dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-
-    def add(self, buffer: Tensor, x: Tensor) -> None:
-        """buffer += x · weight."""
-        if len(x) > 1 or torch.get_num_threads() > 1:
-            buffer.addmm_(x, self.weight)
-        else:  # mode 0 is the sum
-            buffer.add_(torch.embedding_bag(self.weight, self.indices, self.offsets, False, 0, False, x[0])[0])
-
-
 class Packed:
     """x · weightᵀ by a kernel that packed weight (out, in) in its own layout."""
 

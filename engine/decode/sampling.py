@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,8 +86,14 @@ class Sampler:
             logits = keep_min_p(logits, self.min_p)
         return logits if self.epsilon is None else keep_epsilon(logits, self.epsilon)
 
-    def choose(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One token for each row of logits (batch, vocab): (batch,)."""
+    def choose(
+        self, logits: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """One token for each row of logits (batch, vocab): (batch,); one generator for all rows, or one for each."""
         if self.temperature == 0.0:
             return logits.max(dim=-1).indices  # argmax takes three times as long
-        return torch.multinomial(self.logits(logits).softmax(dim=-1), 1, generator=generator)[:, 0]
+        probabilities = self.logits(logits).softmax(dim=-1)
+        if not isinstance(generator, Sequence):
+            return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        rows = zip(probabilities, generator, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=own) for row, own in rows])

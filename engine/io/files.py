@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -36,6 +39,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` as UTF-8 with Unix line endings, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
+    """Writes `content` as indented JSON, atomically."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, read in blocks, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

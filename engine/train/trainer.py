@@ -187,6 +187,7 @@ class Trainer:
         self.dtype = DTYPES[settings.dtype]
         self.scaler = GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.progress = Progress()
+        self.saved = False  # this run's state is in `state_path`
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         batches = map(workload.batches_per_epoch, range(settings.epochs))
         self.total_steps = sum(-(-count // settings.accumulation) for count in batches)
@@ -261,9 +262,10 @@ class Trainer:
         return total, self.peak_rates[0] * factor
 
     def _check_finite(self, loss: float, rate: float) -> None:
-        if math.isfinite(loss) or self.scaler.is_enabled():  # a scaled run skips such a step and goes on
+        scaled = self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0  # the step is skipped with a lower scale
+        if math.isfinite(loss) or scaled:
             return
-        kept = f"; {self.state_path} holds the last good state" if self.state_path.exists() else ""
+        kept = f"; {self.state_path} holds the last good state" if self.saved else ""
         raise NotFiniteError(
             f"the loss is {loss} at step {self.progress.step + 1} with learning rate {rate:.2e}: try a lower --lr, a "
             f"longer --warmup_steps or --max_grad_norm 1{kept}"
@@ -319,6 +321,7 @@ class Trainer:
         state["scaler"] = self.scaler.state_dict()
         if distributed.is_first():
             save_plain(state, self.state_path)
+        self.saved = True
 
     def resume(self) -> None:
         """Restores the saved state exactly. Raises CheckpointError if it belongs to another run."""
@@ -338,3 +341,4 @@ class Trainer:
         if state.get("tally") and distributed.is_first():
             self.workload.tally.update(state["tally"])
         self.log.cut_after(self.progress.step)
+        self.saved = True

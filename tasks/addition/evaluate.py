@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.io.files import check_writable, write_text
+from engine.io.files import check_writable, write_json
 from llama import Llama
 from tasks.addition.flags import TEST_FILE, AdderTest, AdditionSettings
 from tasks.addition.plan import device_of
@@ -88,8 +88,8 @@ def _test(model: Llama, run: TestSet, folder: Path, settings: AdderTest) -> None
     if settings.exhaustive:
         summary["exhaustive"] = _exhaustive(model, settings)
     predictions = folder / run.predictions_file(leads)
-    _write_json(folder / SUMMARY, summary)
-    _write_json(predictions, texts)
+    write_json(folder / SUMMARY, summary, indent=4)
+    write_json(predictions, texts, indent=4)
     print(f"wrote {folder / SUMMARY} and {predictions}")
 
 
@@ -112,10 +112,6 @@ def _show_wrong(wrong: list[str]) -> None:
         print(f"wrong: {text}")
     if len(wrong) > SHOWN:
         print(f"... and {len(wrong) - SHOWN:,} more")
-
-
-def _write_json(path: Path, content: dict | list) -> None:
-    write_text(path, json.dumps(content, indent=4) + "\n")
 
 
 def prepare(settings: AdditionSettings) -> Work:

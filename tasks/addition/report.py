@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,16 +16,16 @@ from torch import Tensor
 from engine.io.files import check_writable
 from engine.train.run_log import examples_seen
 from llama import Llama
-from tasks import plots
+from tasks import cli, plots
 from tasks.addition.batched_model import answer_targets, problem_tokens
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import answer_logits
 from tasks.attention_maps import attention_weights
 
-PUBLIC = [  # parameters and accuracy of public solutions
-    (3_288, 1.0), (16_880, 1.0), (25_312, 1.0), (134_880, 1.0), (25_200, 1.0), (25_200, 0.085), (1_176, 0.022),
-    (28_560, 0.70),
+PUBLIC = [  # parameters, dim/layers/heads/key-value heads and accuracy of public solutions
+    (3_288, "8/3/2/2", 1.0), (16_880, "16/4/4/4", 1.0), (25_200, "16/6/4/4", 1.0), (25_312, "32/2/8/4", 1.0),
+    (134_880, "32/10/8/8", 1.0), (28_560, "48/1/8/8", 0.70), (25_200, "16/6/4/4", 0.085), (1_176, "8/1/2/2", 0.022),
 ]  # fmt: skip
 POSITION_NAMES = ("start", "a3", "a2", "a1", "a0", "+", "b3", "b2", "b1", "b0", "=", "c4", "c3", "c2", "c1", "c0")
 LOOKED_AT = 200  # problems whose attention is averaged
@@ -69,12 +68,11 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def draw_heads(checkpoint: Path, out: Path) -> None:
+def draw_heads(model: Llama, out: Path) -> None:
     """Prints `digits_without` each head and draws its attention, averaged over `LOOKED_AT` five-digit sums.
 
     Positions are named after their digits: a3 is the thousands digit of a, c0 the last digit of the answer.
     """
-    model = load_adder(checkpoint, torch.device("cpu"))
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(20 * LOOKED_AT, 0))
     long = a + b >= 10000
     a, b = a[long], b[long]
@@ -111,32 +109,39 @@ def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the table and writes the figure; bad input ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Prints the table or draws the heads; see `cli.carry_out` for the exit codes."""
+    parser = cli.new_parser("addition report", (__doc__ or "").split("\n")[0])
     parser.add_argument("--models", default="addition_models", help="folder of the models' folders")
-    parser.add_argument("--heads_of", metavar="CHECKPOINT", help="draw what the heads of this model look at instead")
+    parser.add_argument("--heads_of", metavar="CHECKPOINT", help="draw what the heads of this model attend to instead")
     parser.add_argument("--out", help="figure to write (PNG)")
     args = parser.parse_args(argv)
-    try:
-        out = check_writable(args.out) if args.out else None
-        if args.heads_of is None:
-            _report(read_models(Path(args.models)), out)
-        elif out is None:
-            raise ValueError("--heads_of draws a figure: name its file by --out")
+    return cli.carry_out("addition report", lambda: prepare(args.models, args.heads_of, args.out))
+
+
+def prepare(models: str, heads_of: str | None, target: str | None) -> cli.Work:
+    """Checks and reads everything; returns the work. Raises ValueError or OSError."""
+    out = check_writable(target) if target else None
+    if heads_of is not None and out is None:
+        raise ValueError("--heads_of draws a figure: name its file with --out")
+    summaries = read_models(Path(models)) if heads_of is None else []
+    adder = None if heads_of is None else load_adder(heads_of, torch.device("cpu"))
+
+    def work() -> None:
+        if adder is not None and out is not None:
+            draw_heads(adder, out)
         else:
-            draw_heads(Path(args.heads_of), out)
-    except (ValueError, OSError) as error:
-        print(f"addition_report.py: {error}", file=sys.stderr)
-        return 2
-    if out is not None:
-        print(f"wrote {out}")
-    return 0
+            _report(summaries, out)
+        if out is not None:
+            print(f"wrote {out}")
+
+    return work
 
 
 def _report(models: list[dict], out: Path | None) -> None:
     print(table(models))
     if out is not None:
-        plots.accuracy_by_parameters([(model["parameters"], model["accuracy"]) for model in models], PUBLIC, out)
+        public = [(parameters, accuracy) for parameters, _, accuracy in PUBLIC]
+        plots.accuracy_by_parameters([(model["parameters"], model["accuracy"]) for model in models], public, out)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
 
-from engine.io.files import atomic_path, write_text
+from engine.io.files import atomic_path, write_json, write_text
 from engine.train import run_log
 from tasks import plots
 from tasks.addition.flags import AdderTraining
@@ -47,8 +46,8 @@ def _train(plan: TrainingPlan, settings: AdderTraining) -> None:
             save_seed(trainer.model, index, folder / f"seed_{seed}.pth", seed)
     result = _result(plan, progress.seconds) | search
     write_text(folder / "recipe.toml", recipe_text("addition_run.py", "train", settings))
-    _write_json(folder / "model_config.json", plan.config.to_dict())
-    _write_json(folder / "training_config.json", plan.described | {"command": _command(), "result": result})
+    write_json(folder / "model_config.json", plan.config.to_dict(), indent=4)
+    write_json(folder / "training_config.json", plan.described | {"command": _command(), "result": result}, indent=4)
     plots.addition_curves(folder / "log.jsonl", folder / "loss_curve.png")
     print(f"best dev accuracy {result['accuracy']:.4f}; wrote {folder / 'best_model.pth'}")
 
@@ -71,7 +70,3 @@ def _result(plan: TrainingPlan, seconds: float) -> dict:
 
 def _command() -> str:
     return "python " + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _write_json(path: Path, content: dict | list) -> None:
-    write_text(path, json.dumps(content, indent=4) + "\n")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.settings import MachineSettings, ModelSettings, count, flag, number, positive, rate, share
+from tasks.settings import LengthSettings, MachineSettings, ModelSettings, count, flag, number, positive, rate, share
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings(ModelSettings, MachineSettings):
+class GenerateSettings(ModelSettings, LengthSettings, MachineSettings):
     """text generation"""
 
     generated_sentence_low_temp_out: str = flag(

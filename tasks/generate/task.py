@@ -132,7 +132,7 @@ def prepare(settings: GenerateSettings) -> Work:
     continuations = _continuations(settings)
     dtype = _dtype(settings)
     device = set_up(settings.seed, settings.use_gpu, settings.threads)
-    model, tokenizer, path = load_model(settings, device, mapped=False)  # weights laid out anew free the originals
+    model, tokenizer, path = load_model(settings, device, mapped=False, max_len=settings.max_sentence_len)
     step = choose_step(model, dtype)
     print(f"load model from {path}")
     if settings.threads is None and device.type == "cpu":

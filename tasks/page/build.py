@@ -19,7 +19,7 @@ SCRIPTS = (  # in the order in which the page runs them
 
 
 def check_sources() -> None:
-    """Raises OSError if a source of the page is missing, as in an unpacked submission, which holds Python only."""
+    """Raises OSError if a source of the page is missing, as in a copy that holds Python only."""
     for name in ("page.html", "style.css", *SCRIPTS):
         check_readable(SOURCES / name)
 

@@ -19,9 +19,8 @@ from tasks.page.build import SOURCES, build, check_sources
 from tasks.page.flags import PageSettings
 from tasks.page.pack import check_config, pack
 from tasks.page.vocabulary import read_vocabulary
-from tasks.pretrained import choose_path
+from tasks.pretrained import choose_path, fitting_tokenizer
 from tasks.shipped import check_not_shipped
-from tokenizer import TOKENIZER_MODEL, load_tokenizer
 
 BEST_ADDER = SOURCES.parents[1] / "addition_models" / "best_model" / "best_model.pth"
 ADDER_VOCABULARY, ADDER_POSITIONS = 13, 16  # the end token and `+0123456789=`; `9999+9999=19998` after the start
@@ -77,12 +76,7 @@ def _check(path: Path, checkpoint: Checkpoint, most: int) -> None:
 
 
 def _language_model(path: Path, checkpoint: Checkpoint, named: str | None) -> dict[str, Any]:
-    tokenizer = load_tokenizer(named or checkpoint.tokenizer or TOKENIZER_MODEL)
-    if tokenizer.n_words != checkpoint.config.vocab_size:
-        raise CheckpointError(
-            f"{tokenizer.model_path} has {tokenizer.n_words} pieces, but {path} has a vocabulary "
-            f"of {checkpoint.config.vocab_size}: name its tokenizer with --tokenizer"
-        )
+    tokenizer = fitting_tokenizer(path, checkpoint.config.vocab_size, named or checkpoint.tokenizer)
     packed = pack(checkpoint.config, checkpoint.state_dict)
     return {"name": path.name, "model": packed, "vocabulary": read_vocabulary(tokenizer)}
 

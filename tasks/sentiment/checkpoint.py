@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import textwrap
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
 from engine.io.checkpoint import CLASSIFIER_FORMAT, CheckpointError, load_plain, read_checkpoint, save_plain
-from engine.io.files import check_readable
+from engine.io.files import check_readable, sha256_of
 from llama import Llama, from_checkpoint
 from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
 from utils import DTYPES
@@ -179,8 +178,7 @@ def _relative(path: str | os.PathLike, folder: Path) -> str:
 
 
 def _digest(path: str | os.PathLike) -> str:
-    with open(check_readable(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256_of(check_readable(path))[:16]
 
 
 def _check_format(path: str | os.PathLike, content: object, *formats: str) -> None:

@@ -87,7 +87,6 @@ def load_experiment(settings: PromptSettings | FinetuneSettings, splits: Sequenc
     for examples in data.values():
         print(f"load {len(examples)} data from {examples.path}")
     llama, tokenizer, path = load_model(settings, device)
-    tokenizer.max_len = None  # `tokenise` truncates, and never cuts into the prompt's question
     if settings.no_causal_mask:
         _remove_causal_mask(llama)
     return Experiment(settings, device, label_names, data, llama, tokenizer, path)

@@ -8,7 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tasks.settings import MachineSettings, ModelSettings, TrainingSettings, flag, number, positive, seed_number
+from tasks.settings import (
+    LengthSettings,
+    MachineSettings,
+    ModelSettings,
+    TrainingSettings,
+    flag,
+    number,
+    positive,
+    seed_number,
+)
 
 COURSE_BATCH_SIZES = {  # data set: option: --batch_size in the course's commands
     "sst": {"prompt": 10, "finetune": 80, "lora": 80},
@@ -27,7 +36,7 @@ def _output_flag(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentimentSettings(ModelSettings, MachineSettings):
+class SentimentSettings(ModelSettings, LengthSettings, MachineSettings):
     """sentences and labels"""
 
     methods: ClassVar[tuple[str, ...]] = ("finetuning", "lora")  # allowed in the names of the output files

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 
 from classifier import LlamaEmbeddingClassifier
-from engine.io.checkpoint import CheckpointError
 from engine.io.files import check_readable, read_text
+from tasks.pretrained import fitting_tokenizer
 from tasks.sentiment.checkpoint import load_classifier
 from tasks.sentiment.data import UNLABELLED, Examples, SentenceBatches, parse_sentences, tokenise
 from tasks.sentiment.flags import PredictSettings
 from tasks.sentiment.report import accuracy_and_f1, confusion_counts, scored_batches
-from tokenizer import load_tokenizer
 from utils import DTYPES, autocast, set_up
 
 CHUNK = 4096  # sentences that are sorted by length together; their predictions are printed before the next chunk
@@ -52,11 +51,8 @@ def prepare(settings: PredictSettings) -> Callable[[], None]:
     """Loads the classifier and reads the input; returns the function that predicts. Raises ValueError or OSError."""
     device = set_up(settings.seed, settings.use_gpu, settings.threads)
     model, info = load_classifier(settings.checkpoint, settings.pretrained_model_path)
-    tokenizer = load_tokenizer(settings.tokenizer or info.tokenizer)
     config = model.llama.config
-    if tokenizer.n_words != config.vocab_size:
-        raise CheckpointError(f"{tokenizer.model_path} has {tokenizer.n_words} tokens, but {settings.checkpoint} a "
-                              f"vocabulary of {config.vocab_size}: name its tokenizer with --tokenizer")  # fmt: skip
+    tokenizer = fitting_tokenizer(settings.checkpoint, config.vocab_size, settings.tokenizer or info.tokenizer)
     examples = read_input(settings, len(info.label_names))
     tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len)
     if examples.truncated:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifier import LlamaEmbeddingClassifier
-from engine.io.files import write_text
+from engine.io.files import sha256_of, write_text
 from engine.train import distributed
 from engine.train.run_log import RunLog
 from engine.train.trainer import Progress, Trainer, TrainSettings, read_state
@@ -155,7 +154,7 @@ def _identity(experiment: Experiment, settings: FinetuneSettings) -> dict[str, A
     """Model, data (by content) and settings that a resumed run must share, except the seed."""
     files = {name: getattr(settings, name) for name in ("train", "dev", "label_names")}
     files["model"] = experiment.model_path
-    digests = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for name, path in files.items()}
+    digests = {name: sha256_of(path)[:16] for name, path in files.items()}
     flags = IDENTITY_FLAGS + (LORA_FLAGS if isinstance(settings, LoraSettings) else ())
     return experiment.llama.config.to_dict() | digests | {name: getattr(settings, name) for name in flags}
 

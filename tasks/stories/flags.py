@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tasks.settings import (
     DEFAULT_MODEL,
+    CpuSettings,
     MachineSettings,
     ModelSettings,
     Settings,
@@ -32,7 +33,7 @@ class CorpusSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerSettings(CorpusSettings, MachineSettings):
+class TokenizerSettings(CorpusSettings):
     """a new tokenizer"""
 
     tokenizer: str = flag(
@@ -44,7 +45,7 @@ class TokenizerSettings(CorpusSettings, MachineSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorSettings(CorpusSettings, MachineSettings):
+class VectorSettings(CorpusSettings, CpuSettings):
     """FastText vectors"""
 
     tokenizer: str = flag("", "vocabulary of words (.json)", metavar="FILE", required=True)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from config import LlamaConfig
 from engine.io.checkpoint import read_checkpoint, save_checkpoint
-from engine.io.files import check_writable, write_text
+from engine.io.files import check_writable, sha256_of, write_text
 from engine.io.word_tokenizer import SPECIAL, WordTokenizer
 from engine.train import distributed, run_log
 from engine.train.losses import cross_entropy, token_nll
@@ -142,7 +141,7 @@ def prepare(settings: PretrainSettings) -> Callable[[], None]:
     if settings.packing != "off":
         identity["packing"] = settings.packing
     if continued:
-        identity["pretrained"] = hashlib.sha256(Path(settings.pretrained_model_path).read_bytes()).hexdigest()[:16]
+        identity["pretrained"] = sha256_of(settings.pretrained_model_path)[:16]
     log = RunLog(folder / "log.jsonl")
     how = TrainSettings(**shared_fields(settings, TrainSettings))
     trainer = Trainer(model, _optimizer(model, settings), workload, how, folder, device, log, identity)
@@ -179,7 +178,6 @@ def _continued_model(settings: PretrainSettings, device: torch.device) -> tuple[
     if settings.embeddings is not None:
         raise ValueError("--embeddings is for a new model: --pretrained-model-path has its own")
     model, tokenizer, path = load_model(settings, device)
-    tokenizer.max_len = None  # documents are not cut: long ones make several rows
     config = model.config
     for name in CONFIG_FLAGS:
         own = config.ffn_dim if name == "hidden_dim" else getattr(config, name)

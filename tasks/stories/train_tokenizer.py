@@ -37,6 +37,6 @@ def prepare(settings: TokenizerSettings) -> Work:
         print(f"{tokenizer.n_words} pieces, {size / pieces:.2f} bytes a piece; wrote {path}")
         if isinstance(tokenizer, WordTokenizer):
             unknown = sum(ids.count(tokenizer.unk_id) for ids in rows)
-            print(f"{pieces:,} words, of which <unk> {unknown / pieces:.2%}")
+            print(f"{pieces:,} words, <unk> {unknown / pieces:.2%}")
 
     return work

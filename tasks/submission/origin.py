@@ -100,7 +100,7 @@ def _data_differences(root: Path, step: Step, record: dict[str, Any]) -> list[st
 
 
 def model_name(record: dict[str, Any]) -> str:
-    """The path of the model, or "shipped" if its content is that of the model that ships here."""
+    """The file name of the model, or "shipped" if it has the content of the shipped model."""
     if SHIPPED.is_file() and record["model"]["sha256"] == provenance.digest(SHIPPED):
         return "shipped"
     return Path(record["model"]["path"]).name

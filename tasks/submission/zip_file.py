@@ -21,6 +21,7 @@ from tasks.submission.files import CHECKS, MODELS, Course
 SCRIPTS = ("run_llama", "addition_run", *(name.removesuffix(".py") for name in CHECKS), "tasks.course_files")
 LEFT_OUT = re.compile(r"\..*|__pycache__|cache|last\.pt|seed_.*\.pth|.*\.(pyc|zip|tmp|np[yz])")  # in addition_models
 NEEDLESS = re.compile(r"(.*/)?(\.[^/]*|__pycache__)(/.*)?|data/.*|.*\.(pyc|bin)|[^/]*\.(pt|model)|models/.*")
+READ_AS_TEXT = (".js", ".css", ".html", ".json")
 MAC = "__MACOSX"  # added by the Finder
 BAD_ZIP = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError)
 UNPACKED_LIMIT = 500_000_000  # bytes, far above any real submission
@@ -76,7 +77,8 @@ def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path]
 
     Missing files are skipped: the check of the zip reports them.
     """
-    names = {*course.required, *course.optional(andrew_id), *imported_files(root)}
+    code = imported_files(root)
+    names = {*course.required, *course.optional(andrew_id), *code, *_beside(root, code)}
     if course.addition:
         names |= set(_model_files(root))
     files, problems = {}, []
@@ -87,6 +89,13 @@ def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path]
         elif path.is_file():
             files[name] = path
     return files, problems
+
+
+def _beside(root: Path, code: Iterable[str]) -> set[str]:
+    """Scripts, styles and data in the folders of imported packages, and the recipes: what the code reads as text."""
+    folders = {(root / name).parent for name in code} - {root}
+    files = [path for folder in sorted(folders) for path in folder.glob("*") if path.suffix in READ_AS_TEXT]
+    return {path.relative_to(root).as_posix() for path in [*files, *(root / "recipes").glob("*.toml")]}
 
 
 def _model_files(root: Path) -> list[str]:

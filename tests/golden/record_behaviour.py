@@ -73,8 +73,7 @@ def write_formats(folder: Path) -> None:
         for name in _bin_names():
             file.write(state[name].numpy().tobytes())
         file.write(bytes(2 * 4 * 64 * 4))  # the two rotation tables, which a reader computes itself
-    for copy in ("tokenizer.model",):
-        shutil.copy(ROOT / "models" / "stories.model", folder / copy)
+    shutil.copy(ROOT / "models" / "stories.model", folder / "tokenizer.model")
 
 
 def _llama2c_name(name: str) -> str:
@@ -150,10 +149,11 @@ def story_commands() -> dict[str, list[str]]:
     """Tokenizers, pretraining and evaluation, in every checkpoint format."""
     pretrain, evaluate = [*LLAMA, "pretrain"], [*LLAMA, "evaluate", *CORPUS]
     packed = "--packing separate --gradient_checkpointing --optimizer adamw --accumulation 2".split()
+    learn = ["run_llama.py", "--option", "tokenizer", *CORPUS, "--vocab_size", "300"]
     words = "--position_embedding_type sinusoidal --ffn_type relu --norm_position post --dtype bfloat16".split()
     return {
-        "tokenizer": [*LLAMA, "tokenizer", *CORPUS, "--tokenizer", "{}/mine.model", "--vocab_size", "300"],
-        "words": [*LLAMA, "tokenizer", *CORPUS, "--tokenizer", "{}/words.json", "--vocab_size", "300"],
+        "tokenizer": [*learn, "--tokenizer", "{}/mine.model"],
+        "words": [*learn, "--tokenizer", "{}/words.json"],
         "pretrain": [*pretrain, *FRESH, "--save_dir", "{}/fresh", "--export", "{}/mine.pt"],
         "pretrain packed": [*pretrain, *FRESH, "--save_dir", "{}/packed", *packed],
         "pretrain words": [*pretrain, *CORPUS, "--tokenizer", "{}/words.json", *SHAPE, *words, "--epochs", "1",
