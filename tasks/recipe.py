@@ -12,9 +12,9 @@ import json
 import os
 import tomllib
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
+from engine.io.files import read_text
 from tasks.settings import Settings
 
 
@@ -25,17 +25,29 @@ def read_recipe(path: str | os.PathLike, program: str, options: Collection[str])
     read and ValueError for one that is no recipe of this program.
     """
     try:
-        content = tomllib.loads(Path(path).read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--recipe {path} is not TOML: {error}") from None
+        content = _parsed(read_text(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"--recipe {path}: no such file (the recipes that ship are in recipes/)") from None
+    except ValueError as error:
+        raise ValueError(f"--recipe {path} is not TOML: {error}") from None
     if content.get("program") != program:
         raise ValueError(f"--recipe {path} is for {content.get('program', 'another program')}, not {program}")
     option, flags = str(content.get("option")), content.get("flags", {})
     if option not in options or not isinstance(flags, dict):
         raise ValueError(f"--recipe {path} needs an `option` of {program} and a table [flags]")
     return option, [word for name, value in flags.items() for word in _words(name, value)]
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The tables of a TOML text; ValueError for any other."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # Python refuses to convert very long numbers
+        raise ValueError("a number has too many digits") from None
 
 
 def _words(name: str, value: Any) -> list[str]:

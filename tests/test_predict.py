@@ -14,6 +14,7 @@ from engine.io.checkpoint import load_plain, read_checkpoint, save_plain
 from engine.train import run_log
 from tasks.sentiment.checkpoint import load_classifier
 from tests.tiny import ROOT, write_tiny_checkpoint
+from tokenizer import load_tokenizer
 
 DATA = ROOT / "data"
 METHODS = {"finetune": "finetuning", "lora": "lora"}
@@ -72,8 +73,6 @@ def test_labels_and_figures_are_those_of_the_training(request, capsys, run, name
 
 
 def test_a_thousand_sentences_in_batches_give_the_same_as_each_alone(finetuned, tmp_path, capsys):
-    from tasks.sentiment import predict as task
-
     reviews = [line.partition(" ||| ")[2] for line in (DATA / "reviews-train.txt").read_text("utf-8").splitlines()]
     sentences = [f"{reviews[n % 150]} {reviews[(7 * n) % 150] * (n % 3)}" for n in range(1000)]
     (tmp_path / "many.txt").write_text("\n".join(sentences), encoding="utf-8")
@@ -81,7 +80,7 @@ def test_a_thousand_sentences_in_batches_give_the_same_as_each_alone(finetuned, 
                                                     f"{tmp_path}/many.txt")]  # fmt: skip
     assert len(entries) == 1000 and not any("true_label" in entry for entry in entries)
     model, info = load_classifier(finetuned / "best.pt")
-    tokenizer = task.load_tokenizer(info.tokenizer)
+    tokenizer = load_tokenizer(info.tokenizer)
     for n in range(0, 1000, 13):
         ids = tokenizer.encode(sentences[n].strip(), bos=True, eos=False)[:128]
         with torch.inference_mode():

@@ -5,14 +5,24 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+BYTE_ORDER_MARKS = {  # UTF-32's first: its little-endian mark begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be", codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
+}  # fmt: skip
+NO_MARK = (b"", "utf-8")
+HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is valid only in a pair
 
 
 @contextmanager
@@ -42,8 +52,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
-    """Writes `content` as indented JSON, atomically."""
-    write_text(path, json.dumps(content, indent=indent) + "\n")
+    """Writes `content` as indented JSON, atomically; a number that is not finite becomes null."""
+    write_text(path, json.dumps(without_infinities(content), indent=indent) + "\n")
+
+
+def without_infinities(content: Any) -> Any:
+    """The same lists, dictionaries and values, with null for every number that JSON cannot express."""
+    if isinstance(content, dict):
+        return {name: without_infinities(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_infinities(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -72,13 +91,54 @@ def appended(path: Path | None) -> Iterator[Callable[[str], None]]:
     partial.unlink()
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """Reads UTF-8 text; ValueError names the byte that is not UTF-8, OSError a file that cannot be read."""
-    data = Path(path).read_bytes()
+def decode_text(data: bytes, name: str | os.PathLike) -> str:
+    """The text of a file's bytes: UTF-8, or the encoding that a byte-order mark names; every line ends with `\\n`.
+
+    The mark is dropped. Lines end at `\\n`, `\\r\\n` and `\\r` only, not at U+0085, U+2028 and the like.
+    Raises ValueError, with `name` and the first bad byte, for bytes that are not text.
+    """
+    mark, encoding = next(((mark, code) for mark, code in BYTE_ORDER_MARKS.items() if data.startswith(mark)), NO_MARK)
     try:
-        return data.decode("utf-8")
+        text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
+        start, name_of_it = len(mark) + error.start, encoding.upper().removesuffix("-LE").removesuffix("-BE")
+        raise ValueError(f"{name} is not {name_of_it} text: byte {start} is 0x{data[start]:02x}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file, as `decode_text` has it. Raises ValueError for another file, OSError if it cannot be read."""
+    return decode_text(Path(path).read_bytes(), path)
+
+
+def parse_json(text: str, name: str | os.PathLike) -> Any:
+    """The value of a JSON text. Raises ValueError, with `name`, for a text that is not JSON or holds no valid text."""
+    try:
+        value = json.loads(text)
+        if HALF_SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError(f"{name} is not usable JSON: it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is not usable JSON: a string holds half of a surrogate pair") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
+    except ValueError:  # Python refuses to convert very long numbers
+        raise ValueError(f"{name} is not usable JSON: a number has too many digits") from None
+    return value
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file. Raises ValueError or OSError as `read_text` and `parse_json` do."""
+    return parse_json(read_text(path), path)
+
+
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError for any other content, OSError if the file cannot be read."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return content
 
 
 def check_readable(path: str | os.PathLike) -> Path:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from engine.io.files import read_json
+
 SPECIAL = ("<pad>", "<sos>", "<eos>", "<unk>")
 FORMAT = "min-llama-words"
 TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S")
@@ -85,10 +87,14 @@ def _read(path: Path) -> tuple[list[str], bool]:
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        words, lower, form = content["words"], content["lower"], content["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a word vocabulary, or it is cut short") from None
-    if form != FORMAT or tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is not a word vocabulary, or it is cut short") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("lower"), bool):
+        raise ValueError(f"{path} is not a word vocabulary: it needs the format {FORMAT}, words, and lower")
+    words = content.get("words")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{path} is not a word vocabulary: words is not a list of strings")
+    if tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
         raise ValueError(f"{path} is not a word vocabulary: it needs {' '.join(SPECIAL)} first and each word once")
-    return words, bool(lower)
+    return words, content["lower"]

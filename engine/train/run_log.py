@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from engine.io.files import write_text
+from engine.io.files import without_infinities, write_text
 
 
 class RunLog:
@@ -33,8 +32,7 @@ class RunLog:
 
 
 def _line(record: dict[str, Any]) -> str:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite) + "\n"
+    return json.dumps(without_infinities(record)) + "\n"
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

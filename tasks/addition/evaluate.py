@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.io.files import check_writable, write_json
+from engine.io.files import check_writable, read_json_object, write_json
 from llama import Llama
 from tasks.addition.flags import TEST_FILE, AdderTest, AdditionSettings
 from tasks.addition.plan import device_of
@@ -22,6 +21,7 @@ from tasks.cli import Work
 
 SHOWN = 20  # wrong answers printed; the summary lists all
 SUMMARY = "experiment_summary.json"
+OF_TRAINING = ("model_config.json", "training_config.json")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ def prepare_test(settings: AdderTest) -> Work:
     device = device_of(settings)
     model, folder = load_adder(settings.checkpoint, device), Path(settings.checkpoint).parent
     run = _test_set(settings)
+    for name in OF_TRAINING:  # read again after the test
+        _read_json(folder / name)
     summary = _read_json(folder / SUMMARY)
+    if not isinstance(summary.get("results", {}), dict):
+        raise ValueError(f"{folder / SUMMARY} is not the summary of a test: results is not a JSON object")
     for name in (SUMMARY, run.predictions_file(_leads(summary, run))):
         check_writable(folder / name)
     return lambda: _test(model, run, folder, settings)
@@ -77,8 +81,8 @@ def _test(model: Llama, run: TestSet, folder: Path, settings: AdderTest) -> None
     summary = _read_json(folder / SUMMARY)
     leads = _leads(summary, run)
     summary |= {
-        "model_config": _read_json(folder / "model_config.json") or model.config.to_dict(),
-        "train_config": _read_json(folder / "training_config.json"),
+        "model_config": _read_json(folder / OF_TRAINING[0]) or model.config.to_dict(),
+        "train_config": _read_json(folder / OF_TRAINING[1]),
         "num_params": model.parameter_count(),
     }
     if leads:
@@ -94,8 +98,8 @@ def _test(model: Llama, run: TestSet, folder: Path, settings: AdderTest) -> None
 
 
 def _read_json(path: Path) -> dict:
-    """The object in a JSON file; empty if there is no such file."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    """The object in a JSON file; empty if there is no such file. Raises ValueError for other content."""
+    return read_json_object(path) if path.exists() else {}
 
 
 def _exhaustive(model: Llama, settings: AdderTest) -> dict:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.io.files import decode_text
+
 CHARS = list("+0123456789=")  # token ids 1 to 12; 0 starts, ends and pads
 EQUALS = 12
 IGNORED = -1  # a target that does not count
@@ -76,7 +78,7 @@ def read_problems(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     operands = _operands_of_clean_text(data.rstrip(b"\n"))
     if operands is not None:
         return operands
-    lines = enumerate(data.decode("ascii", errors="replace").split("\n"), 1)
+    lines = enumerate(decode_text(data, path).split("\n"), 1)
     parsed = [_parsed(line.strip(), f"{path}, line {number}") for number, line in lines if line.strip()]
     if not parsed:
         raise ValueError(f"{path} holds no problem")
@@ -104,7 +106,7 @@ def _parsed(line: str, place: str) -> tuple[int, int]:
         raise ValueError(f"{place}: not a problem of the form a+b=c: {line[:40]!r}")
     if len(first) != 4 or len(second) != 4 or "0" in (first[0], second[0]):
         raise ValueError(f"{place}: operands must be from {LOW} to {HIGH}: {line[:40]!r}")
-    if int(first) + int(second) != int(answer):
+    if answer.lstrip("0") != str(int(first) + int(second)):
         raise ValueError(f"{place}: the sum is wrong: {line[:40]!r}")
     return int(first), int(second)
 

@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine.io.files import check_writable
+from engine.io.files import check_writable, read_json_object
 from engine.train.run_log import examples_seen
 from llama import Llama
 from tasks import cli, plots
@@ -32,28 +31,33 @@ LOOKED_AT = 200  # problems whose attention is averaged
 
 
 def read_models(folder: Path) -> list[dict]:
-    """The results of every tested model, smallest first. Raises ValueError if there is none."""
-    found = []
-    for path in sorted(folder.glob("*/experiment_summary.json")):
-        summary = json.loads(path.read_text("utf-8"))
+    """The results of every tested model, smallest first. Raises ValueError if there is none, or one that is damaged."""
+    paths = sorted(folder.glob("*/experiment_summary.json"))
+    if not paths:
+        raise ValueError(f"{folder} holds no tested model: run addition_run.py test first")
+    return sorted(map(_tested_model, paths), key=lambda model: (model["parameters"], -model["accuracy"]))
+
+
+def _tested_model(path: Path) -> dict:
+    """One model's row of the table, from its summary."""
+    summary = read_json_object(path)
+    try:
         training, model = summary["train_config"], summary["model_config"]
         result = training.get("result", {})
         at_the_end = result.get("seed_accuracies_at_the_end", [])
-        trial = result.get("trial", {})
         tried = training.get("trial_seeds") or len(at_the_end)
-        found.append({
+        return {
             "name": path.parent.name,
-            "parameters": summary["num_params"],
+            "parameters": int(summary["num_params"]),
             "shape": f"{model['dim']}/{model['n_layers']}/{model['n_heads']}/{model['n_kv_heads']}",
-            "examples": examples_seen(training),
-            "minutes": round(result.get("minutes", 0) + trial.get("minutes", 0), 2),
+            "examples": int(examples_seen(training)),
+            "minutes": round(result.get("minutes", 0) + result.get("trial", {}).get("minutes", 0), 2),
             "seeds": f"{sum(accuracy == 1 for accuracy in at_the_end)} of {tried}",
-            "accuracy": summary["accuracy"],
+            "accuracy": float(summary["accuracy"]),
             "wrong_of_81_million": summary.get("exhaustive", {}).get("wrong"),
-        })  # fmt: skip
-    if not found:
-        raise ValueError(f"{folder} holds no tested model: run addition_run.py test first")
-    return sorted(found, key=lambda model: (model["parameters"], -model["accuracy"]))
+        }
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is not the summary of a test ({type(error).__name__}: {error})") from None
 
 
 def table(models: list[dict]) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from engine.io.checkpoint import load_plain
-from engine.io.files import write_text
+from engine.io.files import read_json, write_json, write_text
 from engine.io.word_tokenizer import SPECIAL
 from engine.train import run_log
 from tasks import plots
@@ -33,7 +32,7 @@ def write_report(work: Path, out: Path, size: str, device: str) -> dict:
     results = {"size": size, "torch": torch.__version__, "machine": platform.machine(), "device": device}
     results |= {"data": _data(work), "training": _training(work, clock), "evaluation": _evaluation(work)}
     results |= {"accumulation": _accumulation(work, clock), "checkpointing": _checkpointing(work, clock)}
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(out / "results.json", results)
     write_text(out / "tables.md", _tables(results))
     _figures(work, out, results)
     for path in sorted((work / "evaluate").glob("attention-*.png")):
@@ -43,7 +42,7 @@ def write_report(work: Path, out: Path, size: str, device: str) -> dict:
 
 
 def _data(work: Path) -> dict:
-    words = json.loads((work / "words.json").read_text(encoding="utf-8"))["words"]
+    words = read_json(work / "words.json")["words"]
     config = load_plain(work / "measured" / "best.pt")["config"]
     return {"vocabulary": len(words), "words": len(words) - len(SPECIAL), "config": config}
 
@@ -66,7 +65,7 @@ def _training(work: Path, clock: str) -> dict:
 
 
 def _evaluation(work: Path) -> dict:
-    return json.loads((work / "evaluate" / "evaluate.json").read_text(encoding="utf-8"))
+    return read_json(work / "evaluate" / "evaluate.json")
 
 
 def _accumulation(work: Path, clock: str) -> dict:
@@ -85,7 +84,7 @@ def _checkpointing(work: Path, clock: str) -> dict:
     losses = [plots.log_points(work / name / "log.jsonl", "loss") for name in ("accumulation-1", "recomputed")]
     epoch = {"plain_seconds": round(plain, 1), "recomputed_seconds": round(again, 1)}
     epoch |= {"times": round(again / plain, 3), "same_losses": losses[0] == losses[1]}
-    return {"epoch": epoch, "step": json.loads((work / "checkpointing.json").read_text(encoding="utf-8"))}
+    return {"epoch": epoch, "step": read_json(work / "checkpointing.json")}
 
 
 def _table(head: list[str], rows: list[list]) -> str:

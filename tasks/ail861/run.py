@@ -141,8 +141,8 @@ def perform(step: Step, work: Path) -> None:
     with open(log, "a", encoding="utf-8") as file:
         code = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
-        raise ChildProcessError(f"{step.name} ended with code {code} ({log}): {lines[-1] if lines else ''}")
+        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().split("\n")
+        raise ChildProcessError(f"{step.name} ended with code {code} ({log}): {lines[-1]}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -155,7 +155,7 @@ def _prompts(settings: GenerateSettings) -> list[str]:
         raise ValueError("--prompt and --prompt_file exclude each other")
     if settings.prompt_file is None:
         return [SENTENCE if settings.prompt is None else settings.prompt]
-    lines = [line for line in read_text(check_readable(settings.prompt_file)).splitlines() if line.strip()]
+    lines = [line for line in read_text(check_readable(settings.prompt_file)).split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{settings.prompt_file} holds no prompt; write one per line")
     return lines

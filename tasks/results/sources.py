@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 import textwrap
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine.io.files import read_text
+from engine.io.files import read_json_object, read_text
 from engine.train import run_log
 from tasks import plots
 from tasks.sentiment.data import SEPARATOR, read_examples, read_label_names
@@ -102,10 +101,7 @@ def _reason(error: Exception, root: Path) -> str:
 
 
 def _json(path: Path) -> dict:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from None
+    return read_json_object(path)
 
 
 def sentiment_table(root: Path) -> Table:

@@ -7,7 +7,6 @@ A data file has one example per line, `label ||| sentence`; a label mapping is a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.io.files import check_readable, read_text
+from engine.io.files import check_readable, read_json, read_text
 from tokenizer import AnyTokenizer
 from utils import pad
 
@@ -51,10 +50,7 @@ def read_label_names(path: str | Path) -> list[str]:
 
     Raises OSError for a file that cannot be read and ValueError for other content.
     """
-    try:
-        names = json.loads(read_text(check_readable(path)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    names = read_json(check_readable(path))
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f'{path} is not a label mapping, which is a JSON list of names such as ["bad", "good"]')
     if len(names) < 2 or len(set(names)) < len(names):
@@ -96,9 +92,8 @@ def parse_sentences(text: str, path: Path, num_labels: int) -> Examples:
 
 
 def _numbered_lines(text: str, path: Path) -> list[tuple[int, str]]:
-    """(number, line) of all lines that are not blank; a byte-order mark is dropped. ValueError if there are none."""
-    lines = text.removeprefix("\ufeff").split("\n")
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    """(number, line) of all lines that are not blank. ValueError if there are none."""
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not numbered:
         raise ValueError(f"{path} holds no example")
     return numbered
@@ -113,7 +108,7 @@ def _parse(position: str, line: str) -> tuple[int, str]:
     try:
         return int(label), sentence.strip()
     except ValueError:
-        raise ValueError(f"{position}: the label {label.strip()!r} is not a whole number") from None
+        raise ValueError(f"{position}: the label {label.strip()[:40]!r} is not a whole number") from None
 
 
 def prompt_suffix(label_names: Sequence[str]) -> str:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.io.files import check_writable, write_text
+from engine.io.files import check_writable, write_json
 from engine.train import distributed
 from llama import Llama
 from tasks import provenance
@@ -142,7 +141,7 @@ def write_results(
         lines, split_figures = report_split(split, examples, predicted, experiment.label_names, folder, title)
         print("\n".join(lines))
         figures |= split_figures
-    write_text(folder / "result.json", json.dumps(figures, indent=2) + "\n")
+    write_json(folder / "result.json", figures)
     settings = experiment.settings
     data = [settings.label_names, *(examples.path for examples in experiment.splits.values())]
     provenance.record(targets.values(), "run_llama.py", settings.option, settings, experiment.model_path, data)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from classifier import LlamaEmbeddingClassifier
-from engine.io.files import check_readable, read_text
+from engine.io.files import check_readable, decode_text, read_text
 from tasks.pretrained import fitting_tokenizer
 from tasks.sentiment.checkpoint import load_classifier
 from tasks.sentiment.data import UNLABELLED, Examples, SentenceBatches, parse_sentences, tokenise
@@ -74,10 +74,7 @@ def read_input(settings: PredictSettings, num_labels: int) -> Examples:
         return parse_sentences(read_text(check_readable(settings.input)), Path(settings.input), num_labels)
     if sys.stdin.isatty():
         print("reading sentences from standard input, one per line", file=sys.stderr)
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 text: byte {error.start}") from None
+    text = decode_text(sys.stdin.buffer.read(), "standard input")
     return parse_sentences(text, Path("standard input"), num_labels)
 
 

@@ -19,7 +19,7 @@ import torch
 from engine.decode.beam import beam
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
-from engine.io.files import write_text
+from engine.io.files import check_readable, read_text, write_text
 from engine.io.word_tokenizer import WordTokenizer, join_words, split_words
 from engine.train.losses import token_nll
 from llama import Llama
@@ -44,11 +44,13 @@ class Story:
 
 
 def check(settings: EvaluateSettings) -> None:
-    """Raises ValueError without a folder for the results or without sacrebleu."""
+    """Raises ValueError without a folder for the results or sacrebleu, OSError for a --prompt_file that is missing."""
     if settings.save_dir is None:
         raise ValueError("--stories needs --save_dir: a folder for the continuations and attention maps")
     if importlib.util.find_spec("sacrebleu") is None:
         raise ValueError("sacrebleu is not installed: pip install -r requirements-ail861.txt")
+    if settings.prompt_file is not None:
+        read_text(check_readable(settings.prompt_file))
 
 
 def choose(documents: list[str], tokenizer: AnyTokenizer, count: int, room: int) -> list[Story]:
@@ -162,5 +164,5 @@ def _sentences(stories: list[Story], tokenizer: AnyTokenizer, settings: Evaluate
     """The lines of --prompt_file, or the beginnings of the first three stories."""
     if settings.prompt_file is None:
         return [(story.prompt + story.continuation)[:SHOWN] for story in stories[:3]]
-    lines = Path(settings.prompt_file).read_text(encoding="utf-8").splitlines()
+    lines = read_text(settings.prompt_file).split("\n")
     return [tokenizer.encode(line, bos=True, eos=False) for line in lines if line.strip()]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.io.files import atomic_path, check_readable, read_text
+from engine.io.files import atomic_path, check_readable, parse_json, read_text
 from engine.train.losses import IGNORED
 from tokenizer import AnyTokenizer
 
@@ -30,12 +29,9 @@ def read_documents(path: str | Path) -> list[str]:
     If all lines of a file are `label ||| sentence`, each sentence is a document. Blank documents are dropped.
     Raises OSError or ValueError for a file that cannot be read or holds no document.
     """
-    text = read_text(check_readable(path)).removeprefix("\ufeff")
-    if Path(path).suffix == ".jsonl":
-        documents = _json_lines(path, text)
-    else:
-        text = text.replace("\r\n", "\n")
-        documents = _sentences(text) or text.split(SEPARATOR)
+    text = read_text(check_readable(path))
+    json_lines = Path(path).suffix == ".jsonl"
+    documents = _json_lines(path, text) if json_lines else _sentences(text) or text.split(SEPARATOR)
     documents = [document.strip("\n") for document in documents if document.strip()]
     if not documents:
         raise ValueError(f"{path} holds no text")
@@ -52,13 +48,24 @@ def _sentences(text: str) -> list[str]:
 
 
 def _json_lines(path: str | Path, text: str) -> list[str]:
+    """The field "text" of each line's object; blank lines are skipped."""
     documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            documents.append(json.loads(line)["text"] if line.strip() else "")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{path}, line {number}: not a JSON object with a field "text"') from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        entry = parse_json(line, f"{path}, line {number}")
+        if not isinstance(entry, dict) or "text" not in entry:
+            raise ValueError(f'{path}, line {number}: not a JSON object with a field "text"')
+        if not isinstance(entry["text"], str):
+            raise ValueError(f'{path}, line {number}: the field "text" is {_named(entry["text"])}, not a string')
+        documents.append(entry["text"])
     return documents
+
+
+def _named(value: object) -> str:
+    """JSON's name for the type of a value that is not a string."""
+    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "an array"}
+    return names.get(type(value), "an object")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.io.files import check_writable, write_text
+from engine.io.files import check_writable, write_json
 from engine.io.word_tokenizer import WordTokenizer
 from engine.train.losses import token_nll
 from llama import Llama
@@ -52,7 +51,7 @@ def prepare(settings: EvaluateSettings) -> Callable[[], None]:
         if settings.stories:
             measured["continuations"] = continuations.report(model, tokenizer, documents, settings)
         if target is not None:
-            write_text(target, json.dumps(measured, indent=2) + "\n")
+            write_json(target, measured)
             print(f"wrote {target}")
 
     return work

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 BUCKETS = 100_000  # buckets for hashed n-grams; fastText's two million take 2 GB at 256 features
+HEADER = re.compile(rb"(\d{1,18}) (\d{1,18})")  # the first line of a .vec file: count and width
 OPTIONAL = "gensim is not installed: pip install -r requirements-ail861.txt"
 
 
@@ -46,8 +49,8 @@ def _read_vec(path: Path, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             word, _, rest = line.rstrip().partition(b" ")
-            if number == 1 and rest.isdigit():
-                promised, width = int(word), int(rest)
+            if number == 1 and (header := HEADER.fullmatch(line.removeprefix(codecs.BOM_UTF8).rstrip())):
+                promised, width = int(header[1]), int(header[2])
             elif word in encoded:
                 vector = _parsed(path, number, rest, width)
                 width = len(vector)

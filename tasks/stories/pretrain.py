@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from config import LlamaConfig
 from engine.io.checkpoint import read_checkpoint, save_checkpoint
-from engine.io.files import check_writable, sha256_of, write_text
+from engine.io.files import check_writable, sha256_of, write_json, write_text
 from engine.io.word_tokenizer import SPECIAL, WordTokenizer
 from engine.train import distributed, run_log
 from engine.train.losses import cross_entropy, token_nll
@@ -227,7 +227,7 @@ def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, set
     how = TrainSettings(**shared_fields(settings, TrainSettings))
     training = asdict(how) | {name: getattr(settings, name) for name in TRAINING_FLAGS}
     described = {"config": best.config.to_dict(), "training": training, "result": result}
-    write_text(target.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+    write_json(target.with_suffix(".json"), described)
     records = [r for r in run_log.read(folder / "log.jsonl") if "loss" not in r or r["step"] % 10 == 0]
     write_text(target.with_suffix(".jsonl"), "".join(json.dumps(record) + "\n" for record in records))
     plots.training_curves(folder / "log.jsonl", target.with_suffix(".png"))

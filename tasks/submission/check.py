@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.io.checkpoint import read_checkpoint
-from engine.io.files import atomic_path, read_text
+from engine.io.files import atomic_path, read_json_object, read_text
 from tasks.sentiment.data import SEPARATOR, Examples, prompt_suffix, read_examples, read_label_names
 from tasks.submission.files import (
     ABLATION,
@@ -265,9 +264,11 @@ def _summary(folder: Path, path: str, findings: Findings) -> float | None:
     """The accuracy in a model's summary, which is added to what the grader will see."""
     name = f"{path}/{TESTED[0]}"
     try:
-        summary = json.loads(read_text(folder / TESTED[0]))
+        summary = read_json_object(folder / TESTED[0])
         accuracy, parameters = float(summary["accuracy"]), int(summary["num_params"])
-    except (ValueError, KeyError, TypeError):
+        if not 0.0 <= accuracy <= 1.0:
+            raise ValueError(f"accuracy {accuracy}")
+    except (ValueError, KeyError, TypeError, OverflowError):
         findings.problems.append(f"{name} is not the summary of a test: {remedy(name)}")
         return None
     findings.seen.append(f"{path}: {parameters:,} parameters, accuracy {accuracy:.4f}")

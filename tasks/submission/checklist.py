@@ -70,7 +70,7 @@ def print_checklist(folder: Path, course: Course, run: bool = True) -> int:
     if missing:
         print(f"  missing  checklist.md -> {remedy('checklist.md')}")
         path = OWN_LIST
-    for line in read_text(path).splitlines():
+    for line in read_text(path).split("\n"):
         if line.startswith("#"):
             print(f"\n{line.lstrip('# ')}")
         elif (item := ITEM.match(line)) is not None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.io.files import read_text, write_text
+from engine.io.files import read_json_object, write_json
 from tasks.pretrained import choose_path
 from tasks.provenance import digest
 from tasks.submission.check import make_zip, summary
@@ -49,7 +48,7 @@ class Plan:
     def save(self) -> None:
         """Writes the records."""
         (self.root / STATE).parent.mkdir(exist_ok=True)
-        write_text(self.root / STATE, json.dumps(self.records, indent=2) + "\n")
+        write_json(self.root / STATE, self.records)
 
     def course_steps(self) -> list[Step]:
         """The course's commands, for the models that exist."""
@@ -99,7 +98,7 @@ def prepare(settings: SubmissionSettings) -> Callable[[], None]:
 
 def _read_records(path: Path) -> dict[str, dict]:
     try:
-        return json.loads(read_text(path))
+        return read_json_object(path)
     except (OSError, ValueError):  # no records yet, or unreadable ones: everything is judged without them
         return {}
 
@@ -166,9 +165,9 @@ def _why_stale_adder(plan: Plan, step: Step) -> str | None:
         return None
     folder = (plan.root / step.inputs[0]).parent
     try:
-        tested = json.loads(read_text(folder / TESTED[0]))["train_config"].get("result")
-        trained = json.loads(read_text(folder / "training_config.json")).get("result")
-    except (OSError, ValueError, KeyError, AttributeError):
+        tested = read_json_object(folder / TESTED[0])["train_config"].get("result")
+        trained = read_json_object(folder / "training_config.json").get("result")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # not written by this project; the check of the zip judges them
     return "trained again since it was tested" if tested and trained and tested != trained else None
 
