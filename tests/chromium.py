@@ -152,14 +152,23 @@ class Chromium:
         Path(path).write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"]))
 
     def renderer_bytes(self) -> int:
-        """Private memory of the renderer processes, in bytes (Linux)."""
-        total = 0
+        """Private memory of the page's process, in bytes (Linux)."""
+        sizes = re.findall(r"^Private_\w+: +(\d+) kB", self._of_renderers("smaps_rollup"), re.M)
+        return 1024 * sum(map(int, sizes))
+
+    def renderer_seconds(self) -> float:
+        """Processor time of the page's process in seconds, of all its threads (Linux)."""
+        fields = [line.rpartition(")")[2].split() for line in self._of_renderers("stat").splitlines()]
+        return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+    def _of_renderers(self, name: str) -> str:
+        """A file of /proc/PID, joined for all renderer processes of this browser."""
+        texts = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes()
                 if b"--type=renderer" in command and self.folder.name.encode() in command:
-                    text = (process / "smaps_rollup").read_text()
-                    total += sum(int(size) * 1024 for size in re.findall(r"^Private_\w+: +(\d+) kB", text, re.M))
+                    texts.append((process / name).read_text())
             except OSError:
                 continue
-        return total
+        return "".join(texts)

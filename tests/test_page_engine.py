@@ -61,13 +61,16 @@ def greedy_in_page(browser, prompt: str, tokens: int) -> list[int]:
     )
 
 
-def test_greedy_texts_are_those_of_the_plain_model(opened, reference):
+@pytest.mark.parametrize(
+    ("prompts", "tokens"), [(PROMPTS[:4], 30), pytest.param(PROMPTS, 60, marks=pytest.mark.slow)], ids=["short", "all"]
+)
+def test_greedy_texts_are_those_of_the_plain_model(opened, reference, prompts, tokens):
     tokenizer = load_tokenizer(ROOT / "models" / "stories.model")
-    for prompt in PROMPTS:
+    for prompt in prompts:
         ids = tokenizer.encode(prompt, bos=True, eos=False)
-        new = [int(step[0]) for step in stream(reference, [ids], 60, Sampler(0.0), eos_id=tokenizer.eos_id)]
+        new = [int(step[0]) for step in stream(reference, [ids], tokens, Sampler(0.0), eos_id=tokenizer.eos_id)]
         wanted = ids + [token for token in new if token != tokenizer.eos_id]
-        assert greedy_in_page(opened, prompt, 60) == wanted, prompt
+        assert greedy_in_page(opened, prompt, tokens) == wanted, prompt
 
 
 def test_logits_are_within_a_thousandth(opened, reference):
@@ -148,15 +151,11 @@ def test_draws_follow_the_distribution(opened):
 
 
 def test_it_is_fast_enough(opened):
-    rates = [
-        opened.evaluate(
-            "(() => { const { model } = page.session, started = performance.now(); model.truncate(5);"
-            "for (let i = 0; i < 60; i++) model.feed(argmax(model.logits()));"
-            "return 60000 / (performance.now() - started); })()"
-        )
-        for _ in range(3)
-    ]
-    assert max(rates) >= 30, rates
+    """Tokens per second of the process's time, which another load of the machine does not change."""
+    write = "for (let i = 0; i < 100; i++) model.feed(argmax(model.logits()));"
+    started = opened.renderer_seconds()
+    opened.evaluate(f"(() => {{ const {{ model }} = page.session; model.truncate(5); {write} }})()")
+    assert 100 / (opened.renderer_seconds() - started) >= 30
 
 
 def test_the_adder_is_right_on_a_thousand_problems(opened):

@@ -228,19 +228,30 @@ class AdderView {
     );
   }
 
-  /* Every tensor as a heatmap, all on one scale. */
+  /* Every tensor as a heatmap, all on one scale; in a wide window the embedding stands beside the layers. */
   drawWeights() {
-    const { model } = this,
+    const { model, tokenizer } = this,
       tensors = [...model.tensors],
-      limit = Math.max(...tensors.flatMap(([, matrix]) => Array.from(matrix.data, Math.abs)));
+      sizes = tensors.map(([, { data }]) => data.reduce((most, value) => Math.max(most, Math.abs(value)), 0)),
+      limit = Math.max(...sizes),
+      scale = diverging(limit);
     const groups = new Map();
     for (const [name, matrix] of tensors) {
       const layer = /^layers\.(\d+)/.exec(name)?.[1],
-        title = layer === undefined ? "Embedding and last norm" : `Layer ${Number(layer) + 1}`;
+        title = layer === undefined ? "Embedding, norm" : `Layer ${Number(layer) + 1}`;
       groups.set(title, [...(groups.get(title) ?? []), [name, matrix]]);
     }
-    const reading = html("p", { class: "note" }, "Point at a cell."),
-      scale = diverging(limit);
+    const room = widthOf("adder-weights"),
+      [[, first]] = groups,
+      narrow = Math.max(190, TOKEN_NAMES + model.config.dim * cellSize(first)),
+      beside = room > 1000 && narrow < 250;
+    const reading = html("p", { class: "note", role: "status" }, "Point at a cell, or use the arrow keys."),
+      read = (words) => (reading.textContent = words);
+    const figures = [...groups].map(([title, entries], at) => {
+      const width = !beside ? room : at ? room - narrow - 32 : narrow;
+      return figure(title, weightsDrawing(entries, { scale, model, tokenizer, width, read }));
+    });
+    if (beside) figures[0].style.gridRow = `span ${model.config.n_layers}`;
     const bar = drawing(
       330,
       28,
@@ -249,9 +260,7 @@ class AdderView {
     );
     byId("adder-weights").replaceChildren(
       html("div", { class: "reading" }, bar, reading),
-      ...[...groups].map(([title, entries]) =>
-        figure(title, weightsDrawing(entries, scale, model, this.tokenizer, reading)),
-      ),
+      html("div", { class: "weights", style: beside && `grid-template-columns: ${narrow}px minmax(0, 1fr)` }, figures),
     );
   }
 }

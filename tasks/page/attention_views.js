@@ -154,7 +154,7 @@ function textLines(session, look, from, weights) {
       width: box.size,
       height: 24,
       rx: 4,
-      fill: `rgb(${colour(HEAT.at(box.weight) * 0.62).join(" ")})`,
+      fill: `rgb(${colour(HEAT.at(box.weight) * 0.45).join(" ")})`,
       "fill-opacity": Math.min(1, 0.15 + HEAT.at(box.weight)),
     }),
   );

@@ -78,6 +78,12 @@ function colourScale(name) {
   return (t) => table[Math.round(Math.min(Math.max(t, 0), 1) * 255)];
 }
 
+/* Black or white, whichever has the higher contrast with a colour: at least 4.5 to 1 (WCAG 2.2, relative luminance). */
+function inkOn(colour) {
+  const [red, green, blue] = colour.map((channel) => (channel / 255) ** 2.2);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
+}
+
 /* Attention weights are shown by their square root, so that small ones are seen; the legend says so by its ticks. */
 const HEAT = {
   name: "heat",

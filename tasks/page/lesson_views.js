@@ -73,7 +73,7 @@ function drawLens(session, { position }) {
 }
 
 /* Rows: the embedding and each layer; columns: the most likely tokens, tinted by probability. */
-function lensTable({ model, position, written, width, label, columns = width < 500 ? 3 : 5 }) {
+function lensTable({ model, position, written, width, label, columns = width < 500 ? 2 : 5 }) {
   const { n_layers } = model.config,
     left = 84,
     right = 62,
@@ -86,8 +86,8 @@ function lensTable({ model, position, written, width, label, columns = width < 5
     const cells = largest(probabilities, columns).map((id, at) => {
       const probability = probabilities[id],
         x = left + at * cell,
-        dark = HEAT.at(probability) > 0.62;
-      const ink = dark ? "fill: var(--paper)" : "fill: var(--ink)";
+        tint = colour(HEAT.at(probability)),
+        ink = `fill: ${inkOn(tint)}`;
       return svg(
         "g",
         {},
@@ -97,12 +97,12 @@ function lensTable({ model, position, written, width, label, columns = width < 5
           width: cell - 2,
           height: height - 2,
           rx: 4,
-          fill: `rgb(${colour(HEAT.at(probability)).join(" ")})`,
+          fill: `rgb(${tint.join(" ")})`,
         }),
         id === written
           ? svg("rect", { x: x + 2, y: y + 2, width: cell - 4, height: height - 4, rx: 3, class: "mark" })
           : null,
-        text(x + 8, y + 20, clip(label(id).trim() || "␣", Math.floor((cell - 52) / 7) + 1), { style: ink }),
+        text(x + 8, y + 20, clip(label(id).trim() || "␣", Math.floor((cell - 52) / 7)), { style: ink }),
         text(x + cell - 7, y + 20, percent(probability), { style: ink, "text-anchor": "end" }),
       );
     });

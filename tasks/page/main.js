@@ -5,6 +5,7 @@ const THEMES = ["system", "light", "dark"];
 const page = {
   look: { position: Infinity, layer: 0, head: 0 },
   distance: undefined,
+  saving: 0, // the timer of saveFragment
   session: null,
   text: null,
   adder: null,
@@ -101,7 +102,13 @@ function changed() {
   saveFragment();
 }
 
+/* Browsers limit how often the address may change: a slider that moves is saved when it rests. */
 function saveFragment() {
+  clearTimeout(page.saving);
+  page.saving = setTimeout(writeFragment, 100);
+}
+
+function writeFragment() {
   const fields = page.session ? page.session.toFragment() : new URLSearchParams();
   if (page.session) for (const [name, value] of Object.entries(page.look)) fields.set(name, value);
   if (page.adder) {
@@ -143,6 +150,7 @@ function readFragment() {
 }
 
 async function share() {
+  writeFragment();
   const address = location.href;
   try {
     await navigator.clipboard.writeText(address);

@@ -33,7 +33,7 @@ function pauser() {
 class TextView {
   /* select({position}) looks at another token; changed() tells that a setting is another. */
   constructor(session, { select, changed }) {
-    Object.assign(this, { session, select, changed, position: 1, pause: pauser(), timer: 0 });
+    Object.assign(this, { session, select, changed, position: 1, drawn: 0, pause: pauser(), timer: 0 });
     byId("prompt").value = session.prompt;
     byId("prompt").addEventListener("input", () => this.edit());
     byId("prompt").addEventListener("keydown", (event) => {
@@ -101,7 +101,9 @@ class TextView {
     clearTimeout(this.timer);
     const { session } = this;
     const started = performance.now();
+    this.drawn = 0; // buttons that are known to show this run's tokens
     byId("stop").disabled = false;
+    byId("status").ariaBusy = true; // a screen reader speaks the last status only, not one for each token
     byId("status").textContent = "reading the prompt …";
     const reason = await session.generate({ pause: this.pause, show: () => this.show(started) });
     if (reason !== "overtaken") this.finish(started, reason);
@@ -121,27 +123,29 @@ class TextView {
     this.drawTokens(true);
     const parts = [session.notice, `${written} tokens, ${speed(written, started)} per second`, reason];
     byId("status").textContent = parts.filter(Boolean).join(" · ");
+    byId("status").ariaBusy = false;
     this.select({});
   }
 
-  /* Brings the buttons in line with the tokens: what is the same stays, so that nothing flickers. */
+  /* Brings the buttons in line with the tokens that came since the last call: what is the same stays, so that nothing
+     flickers. */
   drawTokens(complete = false) {
-    const { session } = this,
-      box = byId("tokens"),
-      { ids, promptLength, forced } = session;
-    let same = 0;
-    while (
-      same < ids.length - 1 &&
-      same < box.children.length &&
-      Number(box.children[same].dataset.id) === ids[same + 1]
-    )
-      same += 1;
-    if (complete || same < ids.length - 1) while (box.children.length > same) box.lastChild.remove();
-    for (let at = same + 1; at < ids.length; at++) box.append(this.token(ids[at], at));
-    for (const [at, node] of [...box.children].entries()) {
-      node.classList.toggle("given", at + 1 < promptLength);
-      node.classList.toggle("forced", forced.has(at + 1) && at + 1 >= promptLength);
+    const { ids, promptLength, forced } = this.session,
+      box = byId("tokens");
+    const cutAfter = (count) => {
+      while (box.children.length > count) box.lastChild.remove();
+    };
+    for (; this.drawn < ids.length - 1; this.drawn++) {
+      const position = this.drawn + 1;
+      if (Number(box.children[this.drawn]?.dataset.id) !== ids[position]) {
+        cutAfter(this.drawn);
+        box.append(this.token(ids[position], position));
+      }
+      const { classList } = box.children[this.drawn];
+      classList.toggle("given", position < promptLength);
+      classList.toggle("forced", forced.has(position) && position >= promptLength);
     }
+    if (complete) cutAfter(this.drawn);
   }
 
   token(id, position) {
@@ -185,7 +189,8 @@ class TextView {
   drawAlternatives(position) {
     const { session } = this,
       tokens = session.candidates(position),
-      written = session.ids[position];
+      written = session.ids[position],
+      word = written === undefined ? "" : session.tokenizer.label(written).trim() || "␣";
     const kept = tokens.filter((token) => !token.cutBy).length,
       list = tokens.slice(0, SHOWN);
     const shown = tokens.findIndex((token) => token.id === written);
@@ -193,7 +198,7 @@ class TextView {
     byId("alternatives-note").textContent =
       written === undefined
         ? "What the model would write next."
-        : `What the model expected where “${session.tokenizer.label(written)}” stands. Click one to write it instead.`;
+        : `What the model expected where “${word}” stands. Click one to write it instead.`;
     const most = list[0].probability;
     byId("alternatives").replaceChildren(
       ...list.map((token) => html("li", {}, this.alternative(token, token.probability / most, position))),

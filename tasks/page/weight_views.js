@@ -1,75 +1,115 @@
-/* Tensors as heatmaps: every weight of a small model, with the value under the pointer. */
+/* Tensors as heatmaps: every weight of a small model, with the value of the cell under the pointer or the keys. */
 "use strict";
 
 const WEIGHT_ORDER = ["tok_embeddings", "query", "key", "value", "output", "w1", "w3", "w2"];
+const TOKEN_NAMES = 34; // room left of the embedding for the names of its rows
 
-/* One drawing of several tensors: matrices in rows as wide as the page, then all vectors in one column. */
-function weightsDrawing(entries, scale, model, tokenizer, reading) {
-  const biggest = Math.max(...entries.map(([, matrix]) => matrix.columns)),
-    cell = Math.max(3, Math.min(20, Math.floor(280 / biggest)));
-  const width = widthOf("adder-weights"),
-    nodes = [],
-    short = (name) => name.replace(/^layers\.\d+\.|attention\.compute_|feed_forward\.|\.weight$/g, "");
-  const blocks = entries
-    .filter(([, matrix]) => matrix.rows > 1)
-    .sort(([a], [b]) => WEIGHT_ORDER.indexOf(short(a)) - WEIGHT_ORDER.indexOf(short(b)))
-    .map((entry) => [entry]);
-  blocks.push(entries.filter(([, matrix]) => matrix.rows === 1));
+/* One drawing of several tensors, at most `width` wide: matrices in rows, then all vectors in one column. */
+function weightsDrawing(entries, { scale, model, tokenizer, width, read }) {
+  const blocks = layOut(entries, width),
+    height = Math.max(...blocks.map((block) => block.y + block.height)) + 8,
+    mark = svg("rect", { class: "mark", visibility: "hidden" });
+  const show = ({ name, matrix, x, y, cell }, row, column) => {
+    fill(mark, { x: x + column * cell, y: y + row * cell, width: cell, height: cell, visibility: "visible" }, []);
+    const at = matrix.rows > 1 ? `row ${row + 1}, column ${column + 1}` : `feature ${column + 1}`;
+    read(`${name}, ${at}: ${signed(matrix.value(row, column), 4)}`);
+  };
+  const picture = drawing(
+    width,
+    height,
+    `Weights: ${entries.map(([name, matrix]) => `${name} ${matrix.rows} by ${matrix.columns}`).join(", ")}`,
+    blocks.map((block) => weightBlock(block, scale, model, tokenizer, show)),
+    mark,
+  );
+  readByKeys(picture, blocks, show);
+  return picture;
+}
+
+function shortName(name) {
+  return name.replace(/^layers\.\d+\.|attention\.compute_|feed_forward\.|\.weight$/g, "");
+}
+
+function cellSize(entries) {
+  const biggest = Math.max(...entries.map(([, matrix]) => matrix.columns));
+  return Math.max(3, Math.min(16, Math.floor(280 / biggest)));
+}
+
+/* The place of every tensor: x and y of its first cell, and the size of a cell. */
+function layOut(entries, width) {
+  const cell = cellSize(entries),
+    order = ([name]) => WEIGHT_ORDER.indexOf(shortName(name)),
+    matrices = entries.filter(([, matrix]) => matrix.rows > 1).sort((a, b) => order(a) - order(b));
+  const columns = [...matrices.map((entry) => [entry]), entries.filter(([, matrix]) => matrix.rows === 1)];
+  const blocks = [];
   let x = 0,
     y = 0,
     tallest = 0;
-  for (const block of blocks) {
-    const lead = block[0][0] === "tok_embeddings.weight" ? 34 : 0;
+  for (const column of columns.filter((each) => each.length)) {
+    const lead = column[0][0] === "tok_embeddings.weight" ? TOKEN_NAMES : 0;
     const wide =
-      lead + Math.max(...block.map(([name, matrix]) => Math.max(matrix.columns * cell, short(name).length * 7)));
+      lead + Math.max(...column.map(([name, matrix]) => Math.max(matrix.columns * cell, shortName(name).length * 7)));
     if (x > 0 && x + wide > width) [x, y, tallest] = [0, y + tallest + 14, 0];
     let top = y;
-    for (const [name, matrix] of block) {
-      nodes.push(weightBlock({ name, short: short(name), matrix, x: x + lead, y: top, cell, scale, model, reading }));
-      top += 20 + matrix.rows * cell + 8;
+    for (const [name, matrix] of column) {
+      const height = matrix.rows * cell;
+      blocks.push({ name, matrix, cell, x: x + lead, y: top + 20, width: matrix.columns * cell, height });
+      top += 20 + height + 8;
     }
-    if (lead)
-      nodes.push(
-        ...Array.from({ length: block[0][1].rows }, (_, row) =>
-          text(x + lead - 5, y + 20 + (row + 0.5) * cell + 4, tokenizer.label(row).replace(/[⟨⟩]/g, ""), {
+    x += wide + 20;
+    tallest = Math.max(tallest, top - y);
+  }
+  return blocks;
+}
+
+function weightBlock(block, scale, model, tokenizer, show) {
+  const { name, matrix, cell, x, y, width, height } = block,
+    size = { x, y, width, height };
+  const rowNames =
+    name === "tok_embeddings.weight"
+      ? Array.from({ length: matrix.rows }, (_, row) =>
+          text(x - 5, y + (row + 0.5) * cell + 4, tokenizer.label(row).replace(/[⟨⟩]/g, ""), {
             class: "quiet",
             "text-anchor": "end",
           }),
-        ),
-      );
-    x += wide + 24;
-    tallest = Math.max(tallest, top - y);
-  }
-  return drawing(
-    width,
-    y + tallest,
-    `Weights: ${entries.map(([name, matrix]) => `${name} ${matrix.rows} by ${matrix.columns}`).join(", ")}`,
-    nodes,
-  );
-}
-
-function weightBlock({ name, short, matrix, x, y, cell, scale, model, reading }) {
-  const { rows, columns } = matrix,
-    size = { x, y: y + 20, width: columns * cell, height: rows * cell };
-  const block = svg(
+        )
+      : [];
+  const group = svg(
     "g",
     {},
-    text(x, y + 13, short),
-    heatImage(rows, columns, (row, column) => matrix.value(row, column), scale, size),
+    text(x, y - 7, shortName(name)),
+    rowNames,
+    heatImage(matrix.rows, matrix.columns, (row, column) => matrix.value(row, column), scale, size),
     svg("rect", { ...size, class: "frame" }),
     dimmed(name, model, size, cell),
   );
-  block.addEventListener("pointermove", (event) => {
-    const box = block.ownerSVGElement.getBoundingClientRect(),
-      ratio = block.ownerSVGElement.viewBox.baseVal.width / box.width;
+  group.addEventListener("pointermove", (event) => {
+    const box = group.ownerSVGElement.getBoundingClientRect(),
+      ratio = group.ownerSVGElement.viewBox.baseVal.width / box.width;
     const column = Math.floor(((event.clientX - box.left) * ratio - x) / cell),
-      row = Math.floor(((event.clientY - box.top) * ratio - y - 20) / cell);
-    if (row >= 0 && row < rows && column >= 0 && column < columns) {
-      const cellName = rows > 1 ? `row ${row + 1}, column ${column + 1}` : `feature ${column + 1}`;
-      reading.textContent = `${name}, ${cellName}: ${signed(matrix.value(row, column), 4)}`;
-    }
+      row = Math.floor(((event.clientY - box.top) * ratio - y) / cell);
+    if (row >= 0 && row < matrix.rows && column >= 0 && column < matrix.columns) show(block, row, column);
   });
-  return block;
+  return group;
+}
+
+/* Arrow keys go from cell to cell, and past the edge of a tensor to the first cell of its neighbour. */
+function readByKeys(picture, blocks, show) {
+  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  let at = 0,
+    row = 0,
+    column = 0;
+  picture.setAttribute("tabindex", 0);
+  picture.addEventListener("focus", () => show(blocks[at], row, column));
+  picture.addEventListener("keydown", (event) => {
+    if (!steps[event.key]) return;
+    event.preventDefault();
+    row += steps[event.key][0];
+    column += steps[event.key][1];
+    const { rows, columns } = blocks[at].matrix,
+      step = row >= rows || column >= columns ? 1 : row < 0 || column < 0 ? -1 : 0;
+    if (step) [at, row, column] = [(at + step + blocks.length) % blocks.length, 0, 0];
+    show(blocks[at], row, column);
+  });
 }
 
 /* Veils over the weights that heads use which are off: their rows of the queries, their columns of the output. */
