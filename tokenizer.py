@@ -1,4 +1,4 @@
-"""Tokenizers: SentencePiece models, llama2.c's `tokenizer.bin`, and word vocabularies.
+"""Tokenizers: SentencePiece models, llama2.c's `tokenizer.bin`, `tokenizer.json` of Hugging Face, word vocabularies.
 
     python run_llama.py --option tokenizer --corpus TEXT --tokenizer runs/mine.model --vocab_size 4096
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import re
 import struct
+from importlib import import_module
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from engine.io.json_tokenizer import JsonTokenizer, is_tokenizer_json
 from engine.io.word_tokenizer import WordTokenizer
 
 TOKENIZER_MODEL = "tokenizer.model"  # the Llama 2 tokenizer at the course's path
@@ -95,14 +97,18 @@ class BinTokenizer:
         return bytes([int(byte[1], 16)]) if byte else piece
 
 
-AnyTokenizer = Tokenizer | BinTokenizer | WordTokenizer
+AnyTokenizer = Tokenizer | BinTokenizer | WordTokenizer | JsonTokenizer
 
 
 def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer:
-    """A tokenizer from a SentencePiece `.model`, llama2.c's `.bin` or a `.json` of words.
+    """A tokenizer from a SentencePiece `.model`, llama2.c's `.bin`, a `tokenizer.json`, words `.json` or a `.gguf`.
 
     Raises ValueError or OSError.
     """
+    if Path(path).suffix == ".gguf":
+        return import_module("engine.io.gguf").GgufTokenizer(max_len, str(path))  # imports its package only here
+    if Path(path).name == "tokenizer.json" or is_tokenizer_json(path):
+        return JsonTokenizer(max_len, str(path))
     if Path(path).suffix == ".json":
         return WordTokenizer(max_len, str(path))
     if Path(path).suffix == ".bin":

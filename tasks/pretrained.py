@@ -57,6 +57,8 @@ def fitting_tokenizer(
 
     Raises OSError or ValueError if it cannot be read, and CheckpointError if the sizes differ.
     """
+    if tokenizer_path is None and Path(model_path).is_dir():
+        raise FileNotFoundError(f"{model_path} has no tokenizer.json or tokenizer.model: name one with --tokenizer")
     tokenizer = load_tokenizer(tokenizer_path or TOKENIZER_MODEL, max_len)
     if tokenizer.n_words != vocab_size:
         raise CheckpointError(

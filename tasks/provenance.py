@@ -70,7 +70,9 @@ def command_line(program: str, option: str, settings: Settings) -> str:
 
 
 def digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, recomputed only when its size or modification time changes."""
+    """SHA-256 of a file, recomputed only when its size or modification time changes; of a folder, always recomputed."""
+    if os.path.isdir(path):
+        return sha256_of(path)
     status = os.stat(path)
     return _digest(os.path.abspath(path), status.st_mtime_ns, status.st_size)
 

@@ -113,11 +113,12 @@ class ModelSettings(Settings):
     """the model to start from"""
 
     pretrained_model_path: str = flag(
-        DEFAULT_MODEL, "checkpoint: the course's .pt, llama2.c's .pt or .bin, or this project's", metavar="FILE",
+        DEFAULT_MODEL, "the course's .pt, llama2.c's .pt or .bin, this project's, a GGUF file or a Hugging Face folder",
+        metavar="FILE",
         names=("--pretrained-model-path",),
     )  # fmt: skip
     tokenizer: str | None = flag(
-        None, "SentencePiece .model, llama2.c's tokenizer.bin or words .json, instead of the model's own",
+        None, "SentencePiece .model, llama2.c's .bin, tokenizer.json or words .json, instead of the model's own",
         metavar="FILE",
     )  # fmt: skip
     norm: str | None = flag(

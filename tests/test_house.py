@@ -17,6 +17,9 @@ COURSE_COMMANDS = ("run_llama", "addition_", "prepare_submit")  # the top level'
 RARE = {  # packages that only some modules may import
     "matplotlib": {"tasks.plots"},
     "gensim": {"tasks.stories.fasttext", "tasks.stories.vectors"},
+    "safetensors": {"engine.io.huggingface"},
+    "tokenizers": {"engine.io.json_tokenizer"},
+    "gguf": {"engine.io.gguf"},
     "sacrebleu": {"tasks.stories.continuations"},
 }
 TEST_PACKAGES = {"transformers", "peft", "pytest", "hypothesis"}

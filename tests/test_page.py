@@ -13,11 +13,11 @@ import torch
 
 import run_llama
 from engine.io.checkpoint import read_checkpoint, save_checkpoint
+from engine.io.vocabulary import NORMAL, read_vocabulary
 from llama import Llama, load_pretrained
 from tasks.page import task
 from tasks.page.build import SCRIPTS, SOURCES
 from tasks.page.pack import dequantized, pack, quantize
-from tasks.page.vocabulary import NORMAL, read_vocabulary
 from tests.tiny import CONFIG, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
 

@@ -66,7 +66,10 @@ def without_infinities(content: Any) -> Any:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, read in blocks, in hexadecimal."""
+    """The SHA-256 of a file, read in blocks, in hexadecimal; of a folder, that of its files' names and digests."""
+    if os.path.isdir(path):
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+        return hashlib.sha256("".join(f"{file.name} {sha256_of(file)}\n" for file in files).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

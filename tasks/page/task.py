@@ -14,11 +14,11 @@ from typing import Any
 
 from engine.io.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from engine.io.files import check_writable, read_text, write_text
+from engine.io.vocabulary import read_vocabulary
 from tasks.cli import Work
 from tasks.page.build import SOURCES, build, check_sources
 from tasks.page.flags import PageSettings
 from tasks.page.pack import check_config, pack
-from tasks.page.vocabulary import read_vocabulary
 from tasks.pretrained import choose_path, fitting_tokenizer
 from tasks.shipped import check_not_shipped
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
 from engine.io.checkpoint import CLASSIFIER_FORMAT, CheckpointError, load_plain, read_checkpoint, save_plain
-from engine.io.files import check_readable, sha256_of
+from engine.io.files import sha256_of
 from llama import Llama, from_checkpoint
 from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
 from utils import DTYPES
@@ -145,7 +145,7 @@ def _load_adapter_state(path: str | os.PathLike, content: dict[str, Any], model:
 def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike | None) -> LlamaEmbeddingClassifier:
     """The classifier of an adapter, merged into its base model."""
     base_path = Path(base) if base is not None else path.parent / content["base"]
-    if not base_path.is_file():
+    if not base_path.exists():
         raise FileNotFoundError(f"{path} needs its base model {base_path}: name it with --pretrained-model-path")
     if _digest(base_path) != content["base_digest"]:
         raise CheckpointError(f"{path} was trained on another base model than {base_path}: name that one with "
@@ -178,7 +178,7 @@ def _relative(path: str | os.PathLike, folder: Path) -> str:
 
 
 def _digest(path: str | os.PathLike) -> str:
-    return sha256_of(check_readable(path))[:16]
+    return sha256_of(path)[:16]
 
 
 def _check_format(path: str | os.PathLike, content: object, *formats: str) -> None:

@@ -42,11 +42,12 @@ def checked(path: Path, checkpoint: Checkpoint, norm: str | None) -> Checkpoint:
             f"{path}: no LayerNorm biases (the weights were trained with RMSNorm); they start at zero, "
             "as in the course. --norm rmsnorm gives the weights the norm they were trained with."
         )
-    _check_fit(path, checkpoint.state_dict, shapes)
+    check_fit(path, checkpoint.state_dict, shapes)
     return checkpoint
 
 
-def _check_fit(path: Path, state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+def check_fit(path: Path, state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError, naming up to three tensors, unless `state` has exactly these names and shapes."""
     missing = [name for name in shapes if name not in state]
     unexpected = [name for name in state if name not in shapes]
     faults = [f"it lacks {', '.join(missing[:3])}"] if missing else []

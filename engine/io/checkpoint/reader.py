@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from config import LlamaConfig
 from engine.io.checkpoint.contents import Checkpoint, CheckpointError, checked
 from engine.io.checkpoint.foreign import CONFIG_KEYS, beside, foreign
+from engine.io.checkpoint.identify import is_gguf
 from engine.io.checkpoint.llama2c import read_bin
 from engine.io.checkpoint.pickles import load_plain, save_plain
 from engine.io.files import check_readable
@@ -22,13 +24,17 @@ CLASSIFIER_FORMAT = "min-llama-classifier"  # of a trained classifier, whose bac
 
 
 def read_checkpoint(path: str | os.PathLike, norm: str | None = None, mapped: bool = True) -> Checkpoint:
-    """Reads this project's `.pt`, the course's, llama2.c's `.pt`, or llama2.c's legacy `.bin` (version 0).
+    """Reads this project's `.pt`, the course's, llama2.c's `.pt` or legacy `.bin`, GGUF, or a Hugging Face folder.
 
     `norm` sets the norm of a checkpoint that does not name its own. Tensors are memory-mapped if the file allows it
     and `mapped` is set. Raises OSError for a file that cannot be read, and CheckpointError for one that is cut short,
     has an unknown format, lacks a tensor or has an unknown one.
     """
+    if os.path.isdir(path):
+        return import_module("engine.io.huggingface").read_folder(Path(path))  # imports its package only where needed
     path = check_readable(path)
+    if is_gguf(path):
+        return import_module("engine.io.gguf").read_gguf(path)
     if path.suffix == ".bin":
         config, state = read_bin(path)
         return checked(path, Checkpoint(config, state, tokenizer=beside(path, "tokenizer.bin")), norm)

@@ -1,6 +1,6 @@
-"""A tokenizer as plain data for the page: pieces, scores and types, read from the SentencePiece model file.
+"""A byte-pair tokenizer as plain data: pieces, scores and types, read from the SentencePiece model file.
 
-    python -c "from tasks.page.vocabulary import *; print(read_vocabulary(Tokenizer(None, 'models/stories.model')))"
+    python -c "from engine.io.vocabulary import *; print(read_vocabulary(Tokenizer(None, 'models/stories.model')))"
 
 The file is a protocol buffer (sentencepiece_model.proto). Three of its messages are needed, so a reader of fifteen
 lines stands here in place of the protobuf package.
@@ -20,12 +20,12 @@ WORD_START = "\u2581"  # SentencePiece's visible space
 
 
 def read_vocabulary(tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """Pieces, scores, types and special ids. Raises ValueError for a tokenizer that the page does not know."""
+    """Pieces, scores, types and special ids. Raises ValueError for a tokenizer of another kind."""
     if isinstance(tokenizer, BinTokenizer):
         return _from_bin(tokenizer)
     if isinstance(tokenizer, Tokenizer):
         return _from_sentencepiece(tokenizer)
-    raise ValueError("the page knows SentencePiece and llama2.c tokenizers, not a vocabulary of words")
+    raise ValueError(f"{tokenizer.model_path} must be a SentencePiece model or llama2.c's tokenizer.bin for this")
 
 
 def _from_sentencepiece(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> dict[str, Any]:
     }
     for reason, applies in refusals.items():
         if applies:
-            raise ValueError(f"the page does not know this tokenizer: {tokenizer.model_path} {reason}")
+            raise ValueError(f"the tokenizer {tokenizer.model_path} {reason}, which this cannot hold")
     return {
         "pieces": [piece[1].decode("utf-8") for piece in pieces],
         "scores": [struct.unpack("<f", piece.get(2, bytes(4)))[0] for piece in pieces],
