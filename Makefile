@@ -7,8 +7,13 @@ generate: .venv/ready
 	$(PYTHON) run_llama.py --option generate
 
 # make submission ANDREWID=jdoe [COURSE=fall2025] [SUBMISSION_FLAGS="--zero_shot_pooling last_column"]
+# make submission COURSE=ail861 ENTRY=2025XYZ123 [HUB=USER/REPO]
 submission: .venv/ready
+ifeq ($(COURSE),ail861)
+	$(PYTHON) -m tasks.ail861.hand_in $(if $(ENTRY),--entry "$(ENTRY)") $(if $(HUB),--hub "$(HUB)") $(SUBMISSION_FLAGS)
+else
 	$(PYTHON) run_llama.py --option submission $(if $(ANDREWID),--andrewid "$(ANDREWID)") $(if $(COURSE),--course "$(COURSE)") $(SUBMISSION_FLAGS)
+endif
 
 results: .venv/ready
 	$(PYTHON) -m tasks.results.report

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tasks.cli import new_parser
-from tasks.submission.files import COURSES, MODELS, Course, check_andrew_id, steps
+from tasks.submission.files import AIL861, COURSES, MODELS, Course, check_andrew_id, steps
 
 ROOT = Path(__file__).resolve().parent
 
@@ -22,7 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("prepare_submit.py", (__doc__ or "").split("\n")[0])
     parser.add_argument("path", nargs="?", metavar="PATH", help="the project's folder, or a zip")
     parser.add_argument("andrewid", nargs="?", metavar="ANDREWID", help="names the zip and the folder in it")
-    parser.add_argument("--course", choices=COURSES, default="spring2026", help="whose list of files and size limit")
+    courses = (*COURSES, AIL861.name)
+    parser.add_argument("--course", choices=courses, default="spring2026", help="whose list of files and size limit")
     parser.add_argument("--checklist", action="store_true", help="check each item of checklist.md")
     return parser
 
@@ -31,13 +32,13 @@ def main(argv: list[str] | None = None, run: bool = True) -> int:
     """Returns 0 for a good submission, 1 for a bad one, 2 for bad usage; `run=False` starts no processes."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    course = COURSES[args.course]
+    course = COURSES.get(args.course, AIL861)
     if args.checklist:
         from tasks.submission.checklist import print_checklist  # imports torch, as the checks do
 
         folder = Path(args.path or ".")
-        if args.andrewid is not None or not folder.is_dir():
-            parser.error("--checklist takes no more than a project's folder")
+        if args.andrewid is not None or not folder.is_dir() or course is AIL861:
+            parser.error("--checklist takes no more than a project's folder, and is CMU's list")
         return print_checklist(folder, course, run)
     if args.path is None or args.andrewid is None:
         parser.error("give PATH, the project's folder or a zip, and ANDREWID, your id")
@@ -73,7 +74,7 @@ def _submit(path: Path, andrew_id: str, course: Course, run: bool) -> int:
         print(*(f"- {problem}" for problem in findings.problems), sep="\n", file=sys.stderr)
         return 1
     print(summary(target, findings, course))
-    if is_folder:
+    if is_folder and not course.made:
         print("\n".join(_origin_lines(path, course, findings.accuracies)))
     return 0
 

@@ -39,8 +39,8 @@ def draw_training_curves(axes, records: Sequence[dict]) -> None:
     held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
     if training:
         steps, losses = zip(*training, strict=True)
-        width = max(1, 50 // (steps[1] - steps[0])) if len(steps) > 1 else 1  # shipped logs keep every tenth step
-        axes.plot(steps, _smooth(losses, width), label="training (mean of 50 steps, dropout on)", linewidth=1)
+        smoothed = _smooth(losses, _fifty_steps(steps))
+        axes.plot(steps, smoothed, label="training (mean of 50 steps, dropout on)", linewidth=1)
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", label="held out", markersize=3, linewidth=1.5)
         axes.set_ylim(top=min(axes.get_ylim()[1], 2 * held_out[0][1]))
@@ -48,6 +48,39 @@ def draw_training_curves(axes, records: Sequence[dict]) -> None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def run_curves(runs: Mapping[str, Sequence[dict]], path: str | Path) -> None:
+    """The losses, the accuracies and the learning rate of one or more running trainings, from their logs' records."""
+    from matplotlib.figure import Figure
+
+    panels = {"loss": "loss", "accuracy": "acc", "learning rate": "lr"}  # and what the names of its fields contain
+    lines = {panel: _run_lines(runs, word) for panel, word in panels.items()}
+    drawn = {panel: series for panel, series in lines.items() if series}
+    figure = Figure(figsize=(7.0, 1.0 + 2.4 * max(1, len(drawn))), layout="constrained")
+    for number, (panel, series) in enumerate(drawn.items(), start=1):
+        draw_lines(figure.add_subplot(len(drawn), 1, number), series, "optimizer step", panel)
+    save_figure(figure, path)
+
+
+def _run_lines(runs: Mapping[str, Sequence[dict]], word: str) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of every numeric field whose name has the word; `loss`, one value a step, smoothed."""
+    lines = {}
+    for run, records in runs.items():
+        names = dict.fromkeys(name for record in records for name in record if word in name)
+        for name in names:
+            points = [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]
+            if points and name == "loss":
+                steps, losses = zip(*points, strict=True)
+                points = list(zip(steps, _smooth(losses, _fifty_steps(steps)), strict=True))
+            if points:
+                lines[f"{run}: {name}" if len(runs) > 1 else name] = points
+    return lines
+
+
+def _fifty_steps(steps: Sequence[float]) -> int:
+    """The number of log records in fifty steps: some logs keep every tenth step."""
+    return max(1, 50 // (steps[1] - steps[0])) if len(steps) > 1 else 1
 
 
 def addition_curves(log: str | Path, path: str | Path) -> None:
@@ -202,6 +235,15 @@ def draw_scatter(axes, points: Sequence[tuple[str, float, float]]) -> None:
     axes.set(xscale="log", xlabel="parameters", ylabel="share of right answers", ylim=(-0.05, 1.05))
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, ncols=1 + len(points) // 8)
+
+
+def draw_images(axes: Sequence, paths: Sequence[str | Path]) -> None:
+    """PNG files, one in each of the axes."""
+    from matplotlib.image import imread
+
+    for axis, path in zip(axes, paths, strict=True):
+        axis.imshow(imread(path), interpolation="none")
+        axis.axis("off")
 
 
 def draw_lines(axes, lines: dict[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> None:

@@ -11,11 +11,13 @@ import dataclasses
 import json
 import os
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from engine.io.files import read_text
 from tasks.settings import Settings
+
+NOT_REPEATED = ("resume", "recipe", "tensorboard")  # how a run was continued or watched
 
 
 def read_recipe(path: str | os.PathLike, program: str, options: Collection[str]) -> tuple[str, list[str]]:
@@ -59,13 +61,13 @@ def _words(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"]
 
 
-def recipe_text(program: str, option: str, settings: Settings, without: Sequence[str] = ("resume", "recipe")) -> str:
+def recipe_text(program: str, option: str, settings: Settings) -> str:
     """A recipe that repeats a run: the flags that were given on the command line, and the seed."""
     entries = {entry.name: entry for entry in dataclasses.fields(settings) if "help" in entry.metadata}
     lines = [f'program = "{program}"', f'option = "{option}"', "", "[flags]"]
     for name, entry in entries.items():
         value = getattr(settings, name)
-        if name in without or value is None or not (name in settings.given or name == "seed"):
+        if name in NOT_REPEATED or value is None or not (name in settings.given or name == "seed"):
             continue
         spelled = (entry.metadata["names"] or (f"--{name}",))[0].removeprefix("--")
         lines.append(f"{spelled} = {json.dumps(value, ensure_ascii=False)}")

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,8 +128,26 @@ class ModelSettings(Settings):
     )
 
 
+def board_folder(text: str) -> str:
+    """An argparse type: a folder for TensorBoard's files. Refused where the package is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise argparse.ArgumentTypeError("needs a package: pip install -r requirements-tensorboard.txt")
+    if os.path.exists(text) and not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text} is a file, not a folder")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings(Settings):
+class LogSettings(Settings):
+    """logging"""
+
+    tensorboard: str | None = flag(
+        None, "also log for TensorBoard, to a folder in DIR named like the run's", type=board_folder, metavar="DIR"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(LogSettings):
     """training"""
 
     epochs: int = flag(5, "passes over the data", type=positive, metavar="N")

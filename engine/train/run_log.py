@@ -1,10 +1,11 @@
-"""A run's log: one JSON object per line, appended during the run and readable at any time.
+"""A run's log: one JSON object per line, appended during the run and readable at any time; TensorBoard if asked for.
 
     python -c "from engine.train import run_log; print(run_log.read('models/stories.jsonl')[-1])"
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,52 @@ from engine.io.files import without_infinities, write_text
 
 
 class RunLog:
-    """Appends records to a JSON-lines file; with `path=None` it writes nothing."""
+    """Appends records to a JSON-lines file; with `path=None` it writes nothing.
 
-    def __init__(self, path: str | Path | None):
+    With `tensorboard`, a folder, the numbers of every record also go there, as scalars in a folder named like the run.
+    """
+
+    def __init__(self, path: str | Path | None, tensorboard: str | Path | None = None):
         self.path = Path(path) if path is not None else None
+        self.board = None if self.path is None or tensorboard is None else Path(tensorboard) / _run_name(self.path)
+        self._writer: Any = None  # opened by the first record, so only by the process that logs
+        self._step = 0
 
     def write(self, **record: Any) -> None:
         """Appends one line of numbers, strings, lists and None; a number that is not finite becomes null."""
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(_line(record))
+        if self.board is not None:
+            self._add_scalars(self.board, record)
 
     def cut_after(self, step: int) -> None:
         """Drops the records of steps after `step`, which a resumed run writes again; the rewriting is atomic."""
+        self._step = step
         if self.path is None or not self.path.exists():
             return
         write_text(self.path, "".join(_line(record) for record in read(self.path) if record.get("step", 0) <= step))
+
+    def close(self) -> None:
+        """Writes what TensorBoard's writer still holds in memory; the log can be written to again."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _add_scalars(self, folder: Path, record: dict[str, Any]) -> None:
+        if self._writer is None:  # purge_step hides the points of an earlier run, or of the steps that are done again
+            board: Any = importlib.import_module("torch.utils.tensorboard")
+            self._writer = board.SummaryWriter(str(folder), purge_step=self._step + 1, flush_secs=10)
+        self._step = record.get("step", self._step)
+        for name, value in record.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+                self._writer.add_scalar(name, value, self._step)
+
+
+def _run_name(log: Path) -> Path:
+    """The name of the log's folder; `RUN/trial` for a seed search, which is a run inside another."""
+    parts = log.resolve().parent.parts
+    return Path(*parts[-2:] if parts[-1] == "trial" else parts[-1:])
 
 
 def _line(record: dict[str, Any]) -> str:

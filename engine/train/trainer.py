@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,7 +207,7 @@ class Trainer:
         clocks = time.perf_counter() - self.progress.seconds, time.process_time() - self.progress.processor_seconds
         begin, silent = self.progress.step, not distributed.is_first()
         bar = tqdm(total=self.total_steps, initial=begin, desc="training", unit="step", disable=silent)
-        with bar:
+        with bar, closing(self.log):
             self._run(bar, *clocks)
         self.save()
         return self.progress

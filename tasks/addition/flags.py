@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.settings import MachineSettings, Settings, count, flag, number, positive, rate, share
+from tasks.settings import LogSettings, MachineSettings, Settings, count, flag, number, positive, rate, share
 
 CAPACITY = 5_808_844_800_000
 BEST = "addition_models/best_model/best_model.pth"
@@ -55,7 +55,7 @@ class ModelShape(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization(Settings):
+class Optimization(LogSettings):
     """the training, beyond the course"""
 
     schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))

@@ -221,7 +221,7 @@ def build_trainer(
     accumulation = {"accumulation": settings.batch_size // workload.chunk}
     train_settings = TrainSettings(**shared_fields(settings, TrainSettings) | accumulation)
     folder = Path(settings.save_dir)
-    log = RunLog(folder / "log.jsonl")
+    log = RunLog(folder / "log.jsonl", settings.tensorboard)
     return Trainer(
         model, optimizer, workload, train_settings, folder, device, log, identity, log_every=settings.log_every
     )

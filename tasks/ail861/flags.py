@@ -1,4 +1,4 @@
-"""The settings of `python -m tasks.ail861.run`.
+"""The settings of `python -m tasks.ail861.run` and of `python -m tasks.ail861.hand_in`.
 
     python -m tasks.ail861.run --help
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.settings import Settings, flag, positive
+from tasks.settings import LogSettings, Settings, flag, positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ail861Settings(Settings):
+class Ail861Settings(LogSettings):
     """the AIL861 assignment"""
 
     corpus: str = flag("", "training stories", metavar="FILE", required=True)
@@ -24,3 +24,16 @@ class Ail861Settings(Settings):
     dtype: str | None = flag(None, "compute precision; by default the size's", choices=("float32", "bfloat16"))
     threads: int | None = flag(None, "CPU threads", type=positive, metavar="N")
     show: bool = flag(False, "print the commands and do nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandInSettings(Settings):
+    """the hand-in of AIL861"""
+
+    entry: str = flag("", "your entry number: names the zip and the folder in it", metavar="ID", required=True)
+    hub: str | None = flag(None, "the trained model on the Hugging Face hub, or a link to it", metavar="USER/REPO")
+    results: str | None = flag(
+        None, "folder of the run's tables and figures; by default runs/ail861/results, else the shipped results/ail861",
+        metavar="DIR",
+    )  # fmt: skip
+    discussion: str | None = flag(None, "your own words, a text shown before the results", metavar="FILE")

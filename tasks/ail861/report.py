@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,22 @@ from tasks import plots
 STARTS = {"fasttext": "FastText, trained on", "frozen": "FastText, frozen", "random": "random"}
 SMOOTHED = 50  # steps
 CLOCKS = {"cpu": "processor_seconds", "cuda": "seconds"}  # excludes the time of other processes
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with its title and the paragraphs before and after it, in Markdown."""
+
+    title: str
+    head: list[str]
+    rows: list[list]
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    def markdown(self) -> tuple[str, ...]:
+        """The paragraphs and the table; a paragraph may be empty."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return (*self.before, "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines), *self.after)
 
 
 def write_report(work: Path, out: Path, size: str, device: str) -> dict:
@@ -87,41 +104,53 @@ def _checkpointing(work: Path, clock: str) -> dict:
     return {"epoch": epoch, "step": read_json(work / "checkpointing.json")}
 
 
-def _table(head: list[str], rows: list[list]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 def _tables(results: dict) -> str:
     """All tables as Markdown."""
-    measured, continued = results["evaluation"], results["evaluation"]["continuations"]
-    training = [[name, *row.values()] for name, row in results["training"].items()]
+    parts = [part for section in sections(results) for part in (f"## {section.title}", *section.markdown())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def sections(results: dict) -> list[Section]:
+    """The tables of `results.json`, each with the sentences around it."""
+    return [
+        _training_section(results), *_decoding_sections(results["evaluation"]["continuations"]),
+        Section("Accumulation", ["batches a step", "steps", "seconds an epoch", "held-out loss"],
+                [[count, *row.values()] for count, row in results["accumulation"].items()]),
+        _checkpointing_section(results["checkpointing"]),
+    ]  # fmt: skip
+
+
+def _training_section(results: dict) -> Section:
+    measured = results["evaluation"]
+    rows = [[name, *row.values()] for name, row in results["training"].items()]
     head = ["embeddings", "steps", "words read", "minutes", "validation perplexity"]
     clock = "Minutes and seconds are the processor's own." if results["device"] == "cpu" else ""
-    text = f"## Training\n\n{_table(head, training)}\n{clock}\n\n"
-    text += (
+    return Section("Training", head, rows, after=(
+        clock,
         f"On the whole validation text ({measured['tokens']:,} words and marks, vocabulary "
         f"{measured['vocabulary']:,}, `<unk>` {measured['unknown_share']:.2%}), each word seen from at least half a "
-        f"context: perplexity **{measured['perplexity_per_token']}** a word.\n\n"
-    )
+        f"context: perplexity **{measured['perplexity_per_token']}** a word.",
+    ))  # fmt: skip
+
+
+def _decoding_sections(continued: dict) -> list[Section]:
     decoding = [[name, row["bleu"], row["tokens_per_second"]] for name, row in continued["decoding"].items()]
-    text += f"## Decoding\n\n{_table(['way', 'BLEU', 'tokens/s'], decoding)}\n"
-    text += (
-        f"{continued['stories']} stories, {continued['prompt_tokens']} tokens given, up to "
-        f"{continued['new_tokens']} added, one story at a time; perplexity of the true continuations "
-        f"**{continued['continuation_perplexity']}** a token.\n\n"
-    )
     cache = continued["cache"]
     rows = [["with", cache["cached_tokens_per_second"]], ["without", cache["uncached_tokens_per_second"]]]
-    text += f"## KV cache (batch of {cache['batch']})\n\n{_table(['cache', 'tokens/s'], rows)}\n"
-    text += f"{cache['times_faster']} times faster; same output: {cache['same_output']}.\n\n"
-    rows = [[count, *row.values()] for count, row in results["accumulation"].items()]
-    text += f"## Accumulation\n\n{_table(['batches a step', 'steps', 'seconds an epoch', 'held-out loss'], rows)}\n"
-    return text + _checkpointing_table(results["checkpointing"])
+    return [
+        Section("Decoding", ["way", "BLEU", "tokens/s"], decoding, after=(
+            f"{continued['stories']} stories, {continued['prompt_tokens']} tokens given, up to "
+            f"{continued['new_tokens']} added, one story at a time; perplexity of the true continuations "
+            f"**{continued['continuation_perplexity']}** a token.",
+        )),
+        Section(f"KV cache (batch of {cache['batch']})", ["cache", "tokens/s"], rows, after=(
+            f"{cache['times_faster']} times faster; same output: {cache['same_output']}.",
+        )),
+    ]  # fmt: skip
 
 
-def _checkpointing_table(found: dict) -> str:
-    epoch, step = found["epoch"], found["step"]
+def _checkpointing_section(measured: dict) -> Section:
+    epoch, step = measured["epoch"], measured["step"]
     plain = step["ways"]["0"]
     rows = [
         [layers if layers != "0" else "none", f"{way['saved_bytes'] / 1e6:.1f}",
@@ -129,11 +158,10 @@ def _checkpointing_table(found: dict) -> str:
         for layers, way in step["ways"].items()
     ]  # fmt: skip
     head = ["layers recomputed at a time", "MB kept at the peak", "times less", "times the seconds"]
-    return (
-        f"## Gradient checkpointing\n\nOne step of {step['layers']} layers:\n\n{_table(head, rows)}\n"
+    return Section("Gradient checkpointing", head, rows, (f"One step of {step['layers']} layers:",), (
         f"An epoch of the 3-layer model: {epoch['plain_seconds']} s plain, {epoch['recomputed_seconds']} s recomputed "
-        f"({epoch['times']} times); same losses to the last digit: {epoch['same_losses']}.\n"
-    )
+        f"({epoch['times']} times); same losses to the last digit: {epoch['same_losses']}.",
+    ))  # fmt: skip
 
 
 def _figures(work: Path, out: Path, results: dict) -> None:

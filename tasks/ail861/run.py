@@ -72,6 +72,7 @@ def build_steps(settings: Ail861Settings, work: Path) -> list[Step]:
     size, words, vectors = size_of(settings.size), work / "words.json", work / "words.vec"
     machine = ["--use_gpu"] if settings.use_gpu else []
     machine += ["--threads", str(settings.threads)] if settings.threads else []
+    board = ["--tensorboard", settings.tensorboard] if settings.tensorboard else []
     text = ["--corpus", settings.corpus, "--tokenizer", str(words), *machine]
 
     def run(option: str, *flags) -> list[str]:
@@ -80,7 +81,7 @@ def build_steps(settings: Ail861Settings, work: Path) -> list[Step]:
     def train(name: str, *flags) -> Step:
         folder = work / name
         model = _model(size, settings.dtype or size.dtype)
-        return Step(name, run("pretrain", *model, *flags, "--save_dir", folder), folder / "loss_curve.png")
+        return Step(name, run("pretrain", *model, *flags, *board, "--save_dir", folder), folder / "loss_curve.png")
 
     start, valid = ["--embeddings", vectors], ["--valid", settings.valid]
     recipe = ["--lr", size.lr, "--schedule", "cosine", "--warmup_steps", WARMUP, "--dropout", size.dropout]
@@ -148,7 +149,8 @@ def perform(step: Step, work: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the remaining steps, then writes the report. Exit code 2 for bad input, 1 for a failing step."""
     settings = cli.parse_alone("ail861", Ail861Settings, __doc__.split("\n")[0], argv)
-    paths = {name: str(Path(getattr(settings, name)).resolve()) for name in ("corpus", "valid", "runs", "save_dir")}
+    given = {name: getattr(settings, name) for name in ("corpus", "valid", "runs", "save_dir", "tensorboard")}
+    paths = {name: str(Path(path).resolve()) for name, path in given.items() if path is not None}
     settings = dataclasses.replace(settings, **paths)
     return cli.carry_out("ail861", lambda: prepare_all(settings))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.io.files import write_text
@@ -75,10 +76,14 @@ def markdown(blocks: list[Block], left_out: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def layout(blocks: list[Block], left_out: list[str]) -> list[plots.Page]:
-    """Places the blocks in order on as many pages as they need."""
+def layout(
+    blocks: list[Block], left_out: list[str], title: str = "min-llama: results", opening: Sequence[str] = ()
+) -> list[plots.Page]:
+    """Places the title, the opening lines and the blocks in order on as many pages as they need."""
     pages = [plots.Page()]
-    pages[0].text("min-llama: results", 0.45, 15, weight="bold")
+    pages[0].text(title, 0.45, 15, weight="bold")
+    _lines(pages[0], list(opening), 1.2 * LINE, 9)
+    pages[0].left -= 0.2 if opening else 0.0
     for block in blocks:
         if pages[-1].left < height_of(block):
             pages.append(plots.Page())
@@ -113,7 +118,7 @@ def _put(page: plots.Page, block: Block) -> None:
         page.left -= 0.06
         _lines(page, [block.note], LINE, 7)
     elif isinstance(block, Figure):
-        block.draw(page.axes(block.height, block.columns, FRAME))
+        block.draw(page.axes(block.height, block.columns, FRAME if block.framed else 0.05))
     else:
         _lines(page, [block.text], LINE, 7.5)
     _lines(page, _shown_commands(block), SMALL_LINE, 6, family="monospace", color="0.35")

@@ -57,6 +57,7 @@ class Figure:
     commands: tuple[str, ...]
     columns: int = 1
     height: float = 2.9
+    framed: bool = True  # the axes need room for labels; pictures do not
 
 
 @dataclass(frozen=True)

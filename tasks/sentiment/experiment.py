@@ -31,7 +31,7 @@ from utils import DTYPES, autocast, set_up
 
 NOT_IN_FOLDER_NAME = frozenset(  # already in the name, data and outputs, or without influence on the results
     "seed use_gpu threads train dev test label_names dev_out test_out save_dir seeds lr epochs save_every resume "
-    "compile".split()
+    "compile tensorboard".split()
 )
 
 

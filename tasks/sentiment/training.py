@@ -179,7 +179,7 @@ def _train(run: Run) -> dict[str, float]:
     workload = SentimentWorkload(run.experiment, settings.seed, lambda trained, path: _save_best(run, trained, path))
     trainer = Trainer(
         model, _optimizer(model, settings), workload, TrainSettings(**shared_fields(settings, TrainSettings)),
-        run.folder, device, RunLog(run.folder / "log.jsonl"), run.identity,
+        run.folder, device, RunLog(run.folder / "log.jsonl", settings.tensorboard), run.identity,
         lambda progress, figures: _epoch_line(settings.option, progress, figures),
     )  # fmt: skip
     if settings.resume and trainer.state_path.exists():

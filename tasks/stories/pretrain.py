@@ -142,7 +142,7 @@ def prepare(settings: PretrainSettings) -> Callable[[], None]:
         identity["packing"] = settings.packing
     if continued:
         identity["pretrained"] = sha256_of(settings.pretrained_model_path)[:16]
-    log = RunLog(folder / "log.jsonl")
+    log = RunLog(folder / "log.jsonl", settings.tensorboard)
     how = TrainSettings(**shared_fields(settings, TrainSettings))
     trainer = Trainer(model, _optimizer(model, settings), workload, how, folder, device, log, identity)
     if settings.resume and trainer.state_path.exists():

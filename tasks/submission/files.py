@@ -52,6 +52,9 @@ class Course:
     options: tuple[str, ...]  # options of run_llama.py whose predictions are handed in
     modules: tuple[str, ...]
     addition: bool
+    documents: tuple[str, ...] = ()  # instead of the Canvas assignment's own
+    scripts: tuple[str, ...] = ()  # commands to pack besides the course's, as modules
+    made: str = ""  # folder of files to pack under their own names, instead of the project's
 
     @property
     def predictions(self) -> tuple[str, ...]:
@@ -62,6 +65,8 @@ class Course:
     def required(self) -> tuple[str, ...]:
         """All required files, except those of the addition models and the modules that the code imports."""
         code = tuple(f"{module}.py" for module in CODE + self.modules)
+        if self.documents:
+            return (*code, *CHECKS, *self.documents, *SUPPORT)
         return (*code, *CHECKS, *DOCUMENTS, *SUPPORT, *GENERATED, *self.predictions)
 
     def optional(self, andrew_id: str) -> tuple[str, ...]:
@@ -76,6 +81,12 @@ COURSES = {
     ),
     "fall2025": Course("fall2025", 10, ("prompt", "finetune", "lora"), ("lora",), addition=False),
 }
+AIL861 = Course(
+    "ail861", 15, (), (), addition=False,
+    documents=("README.md", "report.pdf", "setup.sh", "Makefile", "requirements-ail861.txt", "results/results.json",
+               "results/tables.md", "results/continuations.json", "tasks/ail861/run.py", "bench/checkpointing.py"),
+    scripts=("tasks.ail861.run", "bench.checkpointing"), made="runs/ail861/hand_in",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,8 @@ def remedy(name: str) -> str:
             return step.command
     if name == "sanity_check.data":
         return "bash setup.sh (or bash setup.sh --from DIR, DIR a copy of the course's repository)"
+    if name == "report.pdf" or name.startswith("results/"):
+        return "make submission COURSE=ail861 ENTRY=ID"
     if name == "feedback.txt" or name.endswith(("-report.pdf", "-advanced-output.txt")):
         return "optional; you write it"
     return f"git restore {name}"

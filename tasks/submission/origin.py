@@ -24,7 +24,7 @@ SETTINGS = {
     "generate": GenerateSettings, "prompt": PromptSettings, "finetune": FinetuneSettings, "lora": LoraSettings,
 }  # fmt: skip
 NEUTRAL = {  # flags that change no output, and paths: those files are compared by content
-    "use_gpu", "threads", "save_dir", "save_every", "resume", "compile", "dev_out", "test_out",
+    "use_gpu", "threads", "save_dir", "save_every", "resume", "compile", "tensorboard", "dev_out", "test_out",
     "generated_sentence_low_temp_out", "generated_sentence_high_temp_out",
     "pretrained_model_path", "train", "dev", "test", "label_names",
 }  # fmt: skip

@@ -77,7 +77,7 @@ def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path]
 
     Missing files are skipped: the check of the zip reports them.
     """
-    code = imported_files(root)
+    code = imported_files(root, SCRIPTS + course.scripts)
     names = {*course.required, *course.optional(andrew_id), *code, *_beside(root, code)}
     if course.addition:
         names |= set(_model_files(root))
@@ -88,6 +88,9 @@ def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path]
             problems.append(f"{name} is a link that leads outside {root}: replace it by the file")
         elif path.is_file():
             files[name] = path
+    made = root / course.made if course.made else None
+    if made is not None:
+        files |= {path.relative_to(made).as_posix(): path for path in sorted(made.rglob("*")) if path.is_file()}
     return files, problems
 
 
