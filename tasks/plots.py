@@ -78,7 +78,7 @@ def _run_lines(runs: Mapping[str, Sequence[dict]], word: str) -> dict[str, list[
     return lines
 
 
-def _fifty_steps(steps: Sequence[float]) -> int:
+def _fifty_steps(steps: Sequence[int]) -> int:
     """The number of log records in fifty steps: some logs keep every tenth step."""
     return max(1, 50 // (steps[1] - steps[0])) if len(steps) > 1 else 1
 
