@@ -346,5 +346,4 @@ def test_a_zip_cut_in_half_damaged_or_none_at_all_is_refused(packed, tmp_path, c
 def test_bad_usage_is_refused_in_one_line(words, capsys):
     with pytest.raises(SystemExit) as ended:
         prepare_submit.main(words)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
