@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from engine.io.files import atomic_path
 from engine.io.json_tokenizer import JsonTokenizer, is_tokenizer_json
 from engine.io.word_tokenizer import WordTokenizer
 
@@ -49,6 +51,17 @@ class Tokenizer:
     def decode(self, t: list[int]) -> str:
         """The text of the ids, without BOS, EOS and other control ids."""
         return self.sp_model.decode(t)
+
+    def export(self) -> str:
+        """Writes the pieces and their scores as llama2.c's `tokenizer.bin` beside the model; returns its path."""
+        pieces = pieces_of(self)
+        pieces[self.bos_id], pieces[self.eos_id] = b"\n<s>\n", b"\n</s>\n"
+        path = Path(self.model_path).with_suffix(".bin")
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.write(struct.pack("<i", max(map(len, pieces))))
+            for index, piece in enumerate(pieces):
+                file.write(struct.pack("<fi", self.sp_model.get_score(index), len(piece)) + piece)
+        return str(path)
 
 
 class BinTokenizer:
@@ -114,6 +127,26 @@ def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer
     if Path(path).suffix == ".bin":
         return BinTokenizer(max_len, str(path))
     return Tokenizer(max_len, str(path))
+
+
+def pieces_of(tokenizer: AnyTokenizer) -> list[bytes]:
+    """The text of every piece in the order of the ids, with a space for SentencePiece's mark of one."""
+    if isinstance(tokenizer, BinTokenizer):
+        return list(tokenizer.pieces)
+    if isinstance(tokenizer, WordTokenizer):
+        return [word.encode("utf-8") for word in tokenizer.words]
+    if isinstance(tokenizer, JsonTokenizer):
+        tokens = [tokenizer.inner.id_to_token(index) or "" for index in range(tokenizer.n_words)]
+        return [token.replace("▁", " ").encode() for token in tokens]
+    return [tokenizer.sp_model.id_to_piece(index).replace("▁", " ").encode() for index in range(tokenizer.n_words)]
+
+
+def vocabulary_digest(tokenizer: AnyTokenizer) -> str:
+    """SHA-256 of all pieces but the first three (unknown, BOS, EOS), which formats spell differently.
+
+    A SentencePiece model and its export to llama2.c's format have the same digest.
+    """
+    return hashlib.sha256(b"\0".join(pieces_of(tokenizer)[3:])).hexdigest()
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> bytes:

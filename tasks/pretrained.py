@@ -12,7 +12,7 @@ import torch
 from engine.io.checkpoint import CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
 from tasks.settings import ModelSettings
-from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer
+from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer, vocabulary_digest
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "stories.pt"
 
@@ -27,8 +27,9 @@ def load_model(
     """
     path = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
     checkpoint = read_checkpoint(path, settings.norm, mapped)
-    vocab_size = checkpoint.config.vocab_size
-    tokenizer = fitting_tokenizer(path, vocab_size, settings.tokenizer or checkpoint.tokenizer, max_len)
+    tokenizer = fitting_tokenizer(
+        path, checkpoint.config.vocab_size, checkpoint.vocabulary, settings.tokenizer or checkpoint.tokenizer, max_len
+    )
     for note in checkpoint.notes:
         print(note)
     return from_checkpoint(checkpoint).to(device), tokenizer, path
@@ -51,11 +52,16 @@ def choose_path(default: str, named: bool) -> Path:
 
 
 def fitting_tokenizer(
-    model_path: str | Path, vocab_size: int, tokenizer_path: str | Path | None, max_len: int | None = None
+    model_path: str | Path,
+    vocab_size: int,
+    vocabulary: str | None,
+    tokenizer_path: str | Path | None,
+    max_len: int | None = None,
 ) -> AnyTokenizer:
-    """The tokenizer at a path (None: the course's), which must have as many pieces as the model's vocabulary.
+    """The tokenizer at a path (None: the course's), which must have the pieces that the model was trained with.
 
-    Raises OSError or ValueError if it cannot be read, and CheckpointError if the sizes differ.
+    `vocabulary` is their digest; None for checkpoints without one, where only the number of pieces is compared.
+    Raises OSError or ValueError if it cannot be read, and CheckpointError if it is another tokenizer.
     """
     if tokenizer_path is None and Path(model_path).is_dir():
         raise FileNotFoundError(f"{model_path} has no tokenizer.json or tokenizer.model: name one with --tokenizer")
@@ -64,5 +70,10 @@ def fitting_tokenizer(
         raise CheckpointError(
             f"{tokenizer.model_path} has {tokenizer.n_words} pieces, but {model_path} has a vocabulary of "
             f"{vocab_size}: name its tokenizer with --tokenizer"
+        )
+    if vocabulary is not None and vocabulary_digest(tokenizer) != vocabulary:
+        raise CheckpointError(
+            f"{tokenizer.model_path} has as many pieces as the tokenizer that {model_path} was trained with, but "
+            "other ones: name its own with --tokenizer"
         )
     return tokenizer

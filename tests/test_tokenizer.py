@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import TOKENIZER, stories
-from tokenizer import BinTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+import run_llama
+from config import LlamaConfig
+from engine.io.checkpoint import load_plain, read_checkpoint, save_plain
+from tests.tiny import ROOT, TOKENIZER, stories, write_tiny_checkpoint
+from tokenizer import BinTokenizer, Tokenizer, load_tokenizer, train_tokenizer, vocabulary_digest
 
 SHIPPED = Tokenizer(tokenizer_model=str(TOKENIZER))
 TEXTS = ["Once upon a time", " two  spaces and\na newline", "Zoë 🐉 naïve café", "it didn't disappoint.", "", "  "]
@@ -74,6 +78,49 @@ def test_files_that_are_no_tokenizers_are_refused(tmp_path, exported):
         (tmp_path / "cut.bin").write_bytes(content)
         with pytest.raises(ValueError, match=r"not a llama2\.c tokenizer"):
             load_tokenizer(tmp_path / "cut.bin")
+
+
+def test_export_writes_llama2cs_file(tmp_path, exported):
+    shutil.copyfile(TOKENIZER, tmp_path / "copy.model")
+    written = Tokenizer(tokenizer_model=str(tmp_path / "copy.model")).export()
+    assert Path(written).name == "copy.bin" and Path(written).read_bytes() == Path(exported.model_path).read_bytes()
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A model, its tokenizer `own.model` and another one of the same size, `other.model`."""
+    (tmp_path / "own.model").write_bytes(train_tokenizer(stories(), 320))
+    (tmp_path / "other.model").write_bytes(train_tokenizer([text.upper() for text in stories()], 320))
+    config = LlamaConfig(vocab_size=320, dim=8, n_layers=1, n_heads=2, n_kv_heads=2, max_seq_len=64)
+    write_tiny_checkpoint(tmp_path / "model.pt", config, tmp_path / "own.model")
+    return tmp_path
+
+
+def continue_with(model: Path, *flags: str) -> int:
+    words = f"--option generate --prompt Ann --temperature 0 --max_new_tokens 2 --pretrained-model-path {model}"
+    return run_llama.main([*words.split(), *flags])
+
+
+def test_a_model_refuses_another_tokenizer_of_the_same_size(trained, capsys):
+    assert continue_with(trained / "model.pt") == 0
+    assert continue_with(trained / "model.pt", "--tokenizer", Tokenizer(None, str(trained / "own.model")).export()) == 0
+    capsys.readouterr()
+    assert continue_with(trained / "model.pt", "--tokenizer", str(trained / "other.model")) == 2
+    shutil.copyfile(trained / "other.model", trained / "own.model")
+    assert continue_with(trained / "model.pt") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("but other ones: name its own with --tokenizer" in line for line in lines)
+
+
+def test_a_model_from_before_digests_loads_with_any_tokenizer_of_its_size(trained):
+    content = load_plain(trained / "model.pt", mapped=False)
+    del content["vocabulary"]
+    save_plain(content, trained / "model.pt")
+    assert continue_with(trained / "model.pt", "--tokenizer", str(trained / "other.model")) == 0
+
+
+def test_the_shipped_model_knows_its_tokenizer():
+    assert read_checkpoint(ROOT / "models" / "stories.pt").vocabulary == vocabulary_digest(SHIPPED)
 
 
 def test_a_trained_tokenizer_has_llamas_special_ids(tmp_path):

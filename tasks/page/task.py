@@ -76,7 +76,9 @@ def _check(path: Path, checkpoint: Checkpoint, most: int) -> None:
 
 
 def _language_model(path: Path, checkpoint: Checkpoint, named: str | None) -> dict[str, Any]:
-    tokenizer = fitting_tokenizer(path, checkpoint.config.vocab_size, named or checkpoint.tokenizer)
+    tokenizer = fitting_tokenizer(
+        path, checkpoint.config.vocab_size, checkpoint.vocabulary, named or checkpoint.tokenizer
+    )
     packed = pack(checkpoint.config, checkpoint.state_dict)
     return {"name": path.name, "model": packed, "vocabulary": read_vocabulary(tokenizer)}
 

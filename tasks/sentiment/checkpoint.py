@@ -25,6 +25,7 @@ from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
 from utils import DTYPES
 
 ADAPTER_FORMAT = "min-llama-adapter"
+OPTIONAL = ("max_sentence_len", "dtype", "batch_size", "vocabulary")  # fields that older files lack
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what reading a bad file's fields raises
 
 
@@ -37,20 +38,21 @@ class ClassifierInfo:
     max_sentence_len: int | None = None
     dtype: str = "float32"
     batch_size: int = 8
+    vocabulary: str | None = None  # digest of the tokenizer's pieces
 
     def to_dict(self, folder: Path) -> dict[str, Any]:
         """Plain types; the tokenizer's path is relative to `folder`."""
         plain = {"label_names": list(self.label_names), "tokenizer": _relative(self.tokenizer, folder)}
-        return plain | {name: getattr(self, name) for name in ("max_sentence_len", "dtype", "batch_size")}
+        return plain | {name: getattr(self, name) for name in OPTIONAL}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], folder: Path) -> ClassifierInfo:
         """Reads what `to_dict` wrote; older files lack all but label names and tokenizer. ValueError for bad values."""
-        label_names, optional = content["label_names"], ("max_sentence_len", "dtype", "batch_size")
+        label_names = content["label_names"]
         are_names = isinstance(label_names, list) and all(isinstance(name, str) for name in label_names)
         if not are_names or len(label_names) < 2:
             raise ValueError("label_names is not a list of two or more names")
-        info = cls(label_names, folder / content["tokenizer"], **{n: content[n] for n in optional if n in content})
+        info = cls(label_names, folder / content["tokenizer"], **{n: content[n] for n in OPTIONAL if n in content})
         if info.dtype not in DTYPES:
             raise ValueError(f"dtype {info.dtype!r} is not one of {', '.join(DTYPES)}")
         for name, value in (("max_sentence_len", info.max_sentence_len), ("batch_size", info.batch_size)):

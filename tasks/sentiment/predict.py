@@ -52,7 +52,9 @@ def prepare(settings: PredictSettings) -> Callable[[], None]:
     device = set_up(settings.seed, settings.use_gpu, settings.threads)
     model, info = load_classifier(settings.checkpoint, settings.pretrained_model_path)
     config = model.llama.config
-    tokenizer = fitting_tokenizer(settings.checkpoint, config.vocab_size, settings.tokenizer or info.tokenizer)
+    tokenizer = fitting_tokenizer(
+        settings.checkpoint, config.vocab_size, info.vocabulary, settings.tokenizer or info.tokenizer
+    )
     examples = read_input(settings, len(info.label_names))
     tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len)
     if examples.truncated:

@@ -33,6 +33,7 @@ from tasks.sentiment.experiment import Experiment, data_set_name, load_experimen
 from tasks.sentiment.flags import FinetuneSettings, LoraSettings
 from tasks.sentiment.report import accuracy_and_f1, seeds_summary
 from tasks.settings import shared_fields
+from tokenizer import vocabulary_digest
 from utils import check_compiler, compile_methods
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
@@ -229,10 +230,11 @@ def _epoch_line(option: str, progress: Progress, figures: dict[str, float]) -> s
 
 def _info(run: Run) -> ClassifierInfo:
     settings, experiment = run.settings, run.experiment
-    tokenizer = Path(experiment.tokenizer.model_path)
+    tokenizer = experiment.tokenizer
     return ClassifierInfo(
-        experiment.label_names, tokenizer, settings.max_sentence_len, settings.dtype, settings.batch_size
-    )
+        experiment.label_names, Path(tokenizer.model_path), settings.max_sentence_len, settings.dtype,
+        settings.batch_size, vocabulary_digest(tokenizer),
+    )  # fmt: skip
 
 
 def _save_best(run: Run, model: LlamaEmbeddingClassifier, path: Path) -> None:

@@ -26,6 +26,7 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     tokenizer: Path | None = None
     notes: list[str] = field(default_factory=list)
+    vocabulary: str | None = None  # digest of the tokenizer's pieces; None in files that do not record it
 
 
 def checked(path: Path, checkpoint: Checkpoint, norm: str | None) -> Checkpoint:

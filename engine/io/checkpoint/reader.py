@@ -18,6 +18,7 @@ from engine.io.checkpoint.identify import is_gguf
 from engine.io.checkpoint.llama2c import read_bin
 from engine.io.checkpoint.pickles import load_plain, save_plain
 from engine.io.files import check_readable
+from tokenizer import load_tokenizer, vocabulary_digest
 
 FORMAT = "min-llama"
 CLASSIFIER_FORMAT = "min-llama-classifier"  # of a trained classifier, whose backbone can be read as a model
@@ -59,6 +60,8 @@ def save_checkpoint(
 ) -> None:
     """Writes this project's format, atomically. A tied output is stored once; the tokenizer's path is relative.
 
+    The digest of the tokenizer's pieces is stored too, if the file is there, so that another tokenizer is refused.
+
     `extra` entries (tensors and plain types) are for other programs; `read_checkpoint` ignores them.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -66,6 +69,8 @@ def save_checkpoint(
         tensors.pop("output.weight", None)
     name = None if tokenizer is None else Path(os.path.relpath(tokenizer, Path(path).parent)).as_posix()
     content = {"format": FORMAT, "config": config.to_dict(), "tokenizer": name, "model": tensors}
+    if tokenizer is not None and tokenizer.is_file():
+        content["vocabulary"] = vocabulary_digest(load_tokenizer(tokenizer))
     save_plain(content | (extra or {}), path)
 
 
@@ -78,4 +83,4 @@ def _own(path: Path, content: dict) -> Checkpoint:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     tokenizer = path.parent / content["tokenizer"] if content.get("tokenizer") else None
-    return Checkpoint(config, state, tokenizer)
+    return Checkpoint(config, state, tokenizer, vocabulary=content.get("vocabulary"))
