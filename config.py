@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import json
 from dataclasses import dataclass
+from typing import Any
 
 NORM_TYPES = ("layernorm", "rmsnorm")
 NORM_POSITIONS = ("pre", "post")
@@ -86,13 +89,8 @@ class LlamaConfig:
 
     @property
     def ffn_dim(self) -> int:
-        """Width of the feed-forward's inner layer (Shazeer 2020: 2/3 of 4·dim keeps the parameters equal)."""
-        if self.hidden_dim is not None:
-            return self.hidden_dim
-        if self.ffn_type != "swiglu":
-            return 4 * self.dim
-        two_thirds = int(2 * (4 * self.dim) / 3)
-        return self.multiple_of * ((two_thirds + self.multiple_of - 1) // self.multiple_of)
+        """Width of the feed-forward's inner layer."""
+        return ffn_width(self.dim, self.hidden_dim, self.multiple_of, self.ffn_type)
 
     def to_dict(self) -> dict:
         """The fields as plain types."""
@@ -114,6 +112,39 @@ class LlamaConfig:
     def from_json(cls, text: str) -> LlamaConfig:
         """Reads what `to_json` wrote."""
         return cls.from_dict(json.loads(text))
+
+
+def ffn_width(dim: int, hidden_dim: int | None, multiple_of: int, ffn_type: str = "swiglu") -> int:
+    """Width of a feed-forward's inner layer (Shazeer 2020: 2/3 of 4·dim keeps the parameters equal)."""
+    if hidden_dim is not None:
+        return hidden_dim
+    if ffn_type != "swiglu":
+        return 4 * dim
+    two_thirds = int(2 * (4 * dim) / 3)
+    return multiple_of * ((two_thirds + multiple_of - 1) // multiple_of)
+
+
+def _keep_extra_fields(init: Any) -> Any:
+    """The constructor that also takes fields which decide nothing here, and keeps them as attributes.
+
+    The course's config does so with everything that a classifier wants to remember. A name that is nearly a field's
+    is a mistake: ValueError.
+    """
+
+    @functools.wraps(init)
+    def keep(self: LlamaConfig, *args: Any, **fields: Any) -> None:
+        known = [field.name for field in dataclasses.fields(self)]
+        extra = {name: fields.pop(name) for name in [*fields] if name not in known}
+        for name in extra:
+            if near := difflib.get_close_matches(name, known, n=1, cutoff=0.9):
+                raise ValueError(f"unknown configuration field {name}: did you mean {near[0]}?")
+        init(self, *args, **fields)
+        self.__dict__.update(extra)
+
+    return keep
+
+
+LlamaConfig.__init__ = _keep_extra_fields(LlamaConfig.__init__)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

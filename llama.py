@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base_llama import LlamaPreTrainedModel, SkipInit
-from config import LlamaConfig
+from config import LlamaConfig, ffn_width
 from engine.decode import loop
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import Checkpoint, read_checkpoint
@@ -83,12 +83,13 @@ def at(x: Tensor, columns: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention, with rotary positions if the config says so."""
+    """Grouped-query self-attention, with rotary positions if the config says so; `causal` overrides the config's."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, causal: bool | None = None):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.max_seq_len, self.rope_theta, self.causal = config.max_seq_len, config.rope_theta, config.causal
+        self.max_seq_len, self.rope_theta = config.max_seq_len, config.rope_theta
+        self.causal = config.causal if causal is None else causal
         self.rotary = config.position_embedding_type == "rotary"
         query_dim, kv_dim = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.compute_query = nn.Linear(config.dim, query_dim, bias=False)
@@ -167,16 +168,22 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The position-wise feed-forward network: SwiGLU (Shazeer 2020, eq. 6), ReLU or GELU."""
+    """The position-wise feed-forward network: SwiGLU (Shazeer 2020, eq. 6), ReLU or GELU.
 
-    def __init__(self, config: LlamaConfig):
+    `hidden_dim=None` is the width that `config.ffn_width` gives.
+    """
+
+    def __init__(
+        self, dim: int, hidden_dim: int | None, multiple_of: int, dropout: float = 0.0, ffn_type: str = "swiglu"
+    ):
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.activation = ACTIVATIONS.get(config.ffn_type)  # None: SwiGLU, which has a third matrix
+        width = ffn_width(dim, hidden_dim, multiple_of, ffn_type)
+        self.w1 = nn.Linear(dim, width, bias=False)
+        self.w2 = nn.Linear(width, dim, bias=False)
+        self.activation = ACTIVATIONS.get(ffn_type)  # None: SwiGLU, which has a third matrix
         if self.activation is None:
-            self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+            self.w3 = nn.Linear(dim, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
 
     def SwiGLU(self, x: Tensor) -> Tensor:  # noqa: N802 (the course's name)
         """silu(x·W1) ⊙ (x·W3): (..., dim) -> (..., ffn_dim)."""
@@ -199,7 +206,9 @@ class LlamaLayer(nn.Module):
         self.layer_id, self.norm_first = layer_id, config.norm_position == "pre"
         norm = NORMS[config.norm_type]
         self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(
+            config.dim, config.hidden_dim, config.multiple_of, config.dropout, config.ffn_type
+        )
         self.attention_norm = norm(config.dim, config.layer_norm_eps)
         self.ffn_norm = norm(config.dim, config.layer_norm_eps)
 
@@ -243,6 +252,11 @@ class Llama(LlamaPreTrainedModel):
         for name, table in position_tables(config).items():
             self.register_buffer(name, table, persistent=False)
         self.init_weights()
+
+    @property
+    def params(self) -> LlamaConfig:
+        """The course's name for `config`."""
+        return self.config
 
     def hidden_states(
         self,

@@ -50,6 +50,16 @@ def rotate_spelled_out(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).type_as(x)  # (..., head_dim / 2, 2) -> (..., head_dim)
 
 
+def reshape_for_broadcast(table: Tensor, x: Tensor) -> Tensor:
+    """The course's helper: views a table (seqlen, features) so that it broadcasts over x.
+
+    x is (batch, seqlen, ..., features). Raises ValueError for a table of another shape.
+    """
+    if table.shape != (x.shape[1], x.shape[-1]):
+        raise ValueError(f"a table of {(x.shape[1], x.shape[-1])} was expected, not {tuple(table.shape)}")
+    return table.view(1, x.shape[1], *[1] * (x.ndim - 3), x.shape[-1])
+
+
 def apply_rotary_emb(
     query: Tensor, key: Tensor, head_dim: int, max_seq_len: int, theta: float = 10000.0
 ) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import sys
 from typing import Any
 
@@ -73,6 +74,15 @@ COURSE_FLAGS = (
 PROGRAM = Program(
     "run_llama.py", "A small Llama laboratory.", OPTIONS, "--option", "generate", COURSE_OPTIONS, COURSE_FLAGS
 )
+
+
+def seed_everything(seed: int = 11711) -> None:
+    """The course's name: seeds Python's, NumPy's and torch's generators."""
+    import numpy as np  # here, so that --help need not wait for them
+    import torch
+
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(seed)
 
 
 def main(argv: list[str] | None = None) -> int:

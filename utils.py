@@ -82,6 +82,20 @@ def fastest_threads(work: Callable[[], None], most: int, rounds: int = 5) -> int
     return best
 
 
+def get_parameter_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's first parameter."""
+    return next(module.parameters()).dtype
+
+
+def get_extended_attention_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of ones and zeros, (batch, keys) or (batch, queries, keys), as one to add to attention scores.
+
+    Kept positions add 0 and the others the lowest number of `dtype`. Returns (batch, 1, 1 or queries, keys).
+    """
+    wide = attention_mask[:, None, None] if attention_mask.ndim == 2 else attention_mask[:, None]
+    return (1 - wide.to(dtype)) * torch.finfo(dtype).min
+
+
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     """Rows of ids as one tensor (rows, longest), padded on the right."""
     padded = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.long)
