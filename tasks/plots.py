@@ -136,20 +136,6 @@ def draw_confusion(axes, matrix: Sequence[Sequence[int]], names: Sequence[str], 
     return image
 
 
-def accuracy_by_parameters(
-    ours: list[tuple[int, float]], public: list[tuple[int, float]], path: str | Path
-) -> None:
-    """Accuracy against the number of parameters, for our models and public ones."""
-    figure, axes = new_figure()
-    for points, label, marker in ((public, "public solutions of the course", "x"), (ours, "this project", "o")):
-        parameters, accuracies = zip(*points, strict=True)
-        axes.scatter(parameters, accuracies, marker=marker, label=label)
-    axes.set(xscale="log", xlabel="parameters", ylabel="share of right answers on the test")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    save_figure(figure, path)
-
-
 def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
     """Weights (layers, heads, tokens, tokens) as a grid of heat maps, one row per layer; queries down, keys across."""
     from matplotlib.figure import Figure
@@ -227,16 +213,6 @@ def _smooth(values: tuple[float, ...], width: int) -> list[float]:
     return smoothed
 
 
-def draw_scatter(axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Named points (name, parameters, accuracy), with parameters on a logarithmic axis."""
-    for name, parameters, accuracy in points:
-        best = name == "best_model"
-        axes.plot(parameters, accuracy, "*" if best else "o", markersize=11 if best else 5, label=name)
-    axes.set(xscale="log", xlabel="parameters", ylabel="share of right answers", ylim=(-0.05, 1.05))
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, ncols=1 + len(points) // 8)
-
-
 def draw_images(axes: Sequence, paths: Sequence[str | Path]) -> None:
     """PNG files, one in each of the axes."""
     from matplotlib.image import imread
@@ -273,11 +249,11 @@ def draw_table(axes, header: Sequence[str], rows: Sequence[Sequence[str]], size:
             cell.set_facecolor("0.93")
 
 
-def wide_figure(draw: Callable, columns: int, height: float, path: str | Path) -> None:
-    """Draws into `columns` axes side by side, 7 inches wide together, and writes them as PNG."""
+def wide_figure(draw: Callable, columns: int, height: float, path: str | Path, width: float = 7.0) -> None:
+    """Draws into `columns` axes side by side, `width` and `height` inches together, and writes them as PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     draw(list(figure.subplots(1, columns, squeeze=False)[0]))
     save_figure(figure, path)
 

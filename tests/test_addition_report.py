@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from config import LlamaConfig
 from engine.io.checkpoint import save_checkpoint
 from llama import Llama
 from tasks.addition import report as addition_report
 from tasks.addition.batched_model import POSITIONS
+from tasks.addition.picture import draw_experiments
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import load_adder
 from tests.tiny import ROOT
@@ -29,6 +33,29 @@ def test_the_table_lists_every_tested_model_smallest_first(tmp_path, capsys):
     assert lines[2] == "| small | 760 | 8/2/2/1 | 20,000,000 | 8.5 | 1 of 3 | 0.5 | None |"
     assert lines[3].startswith("| large | 3,288 |") and "2 of 2" in lines[3]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_names_every_ablation_and_no_colour_comes_twice():
+    figure = Figure(figsize=(12.0, 8.0), layout="constrained")
+    axes = figure.subplots(1, 2)
+    models = addition_report.read_models(ROOT / "addition_models")
+    adders = addition_report.pictured(ROOT / "addition_models", models)
+    ablations = [model["name"] for model in models if model["name"].startswith("ablation_")]
+    assert len(ablations) > 20
+    assert {adder.name for adder in adders} == {name.removeprefix("ablation_") for name in ablations} | {"best"}
+    lines = draw_experiments(axes, adders, addition_report.public_points())
+    assert len({line.get_color() for line in lines}) == len(lines) == len(adders)
+    public = [f"{parameters:,}" for parameters, _ in addition_report.public_points()]
+    names = [[text.get_text() for text in where.texts] for where in axes]
+    assert sorted(names[0]) == sorted(adder.name for adder in adders)
+    assert sorted(names[1]) == sorted([*names[0], *public])
+    stars = [line for line in axes[1].lines if line.get_marker() == "*"]
+    assert len(stars) == 1 and stars[0].get_xydata().tolist() == [[570.0, 1.0]]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    boxes = [Text.get_window_extent(text, renderer) for text in axes[0].texts]  # without the leader lines
+    assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
 
 
 def test_nothing_to_report_is_one_line(tmp_path, capsys):

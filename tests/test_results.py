@@ -85,13 +85,13 @@ def test_the_same_logs_give_the_same_bytes(project, tmp_path):
         assert make(project, tmp_path / name) == 0
     one, two = ({p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
                 for n in ("one", "two"))  # fmt: skip
-    assert one == two and len(one) == 7
+    assert one == two and len(one) == 6
 
 
 def test_what_has_no_source_is_left_out_and_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert make(tmp_path / "empty", tmp_path / "out") == 1
-    assert capsys.readouterr().out.count("left out: ") == 10
+    assert capsys.readouterr().out.count("left out: ") == 9
     page = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "docs/sentiment_results.json" in page and str(tmp_path) not in page
 
@@ -110,8 +110,9 @@ def test_confusions_are_the_shipped_ones_or_ones_own(project):
         return [place.title for place in axes]
 
     figures = [block for block in gather(project)[0] if isinstance(block, Figure)]
-    assert titles("sst", figures) == ["finetune, rate 2e-5, seed 1"]
-    assert titles("cfimdb", figures) == ["prompt", "finetune", "lora"]
+    assert titles("sst", figures) == ["sst dev, finetune, rate 2e-5,\nseed 1: accuracy 0.700"]
+    expected = [f"cfimdb dev, {option}: accuracy 0.556" for option in ("prompt", "finetune", "lora")]
+    assert [" ".join(title.split()) for title in titles("cfimdb", figures)] == expected
     assert confusion(project, "cfimdb-dev-lora-output.txt", "cfimdb", ["bad", "good"]) == [[5, 0], [4, 0]]
 
 

@@ -1,6 +1,6 @@
-"""Reports on adders: a table of all tested models, accuracy against parameters, and the heads of one model.
+"""Reports on adders: a table of all tested models, all experiments in one picture, and the heads of one model.
 
-    python -m tasks.addition.report --models addition_models --out docs/addition_accuracy.png
+    python -m tasks.addition.report --models addition_models --out docs/addition_experiments.png
     python -m tasks.addition.report --heads_of addition_models/best_model/best_model.pth --out docs/addition_heads.png
 """
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.io.files import check_writable, read_json_object
+from engine.train import run_log
 from engine.train.run_log import examples_seen
 from llama import Llama
 from tasks import cli, plots
 from tasks.addition.batched_model import answer_targets, problem_tokens
+from tasks.addition.picture import Adder, experiments
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import answer_logits
@@ -27,6 +29,7 @@ PUBLIC = [  # parameters, dim/layers/heads/key-value heads and accuracy of publi
     (134_880, "32/10/8/8", 1.0), (28_560, "48/1/8/8", 0.70), (25_200, "16/6/4/4", 0.085), (1_176, "8/1/2/2", 0.022),
 ]  # fmt: skip
 POSITION_NAMES = ("start", "a3", "a2", "a1", "a0", "+", "b3", "b2", "b1", "b0", "=", "c4", "c3", "c2", "c1", "c0")
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LOOKED_AT = 200  # problems whose attention is averaged
 
 
@@ -42,7 +45,7 @@ def _tested_model(path: Path) -> dict:
     """One model's row of the table, from its summary."""
     summary = read_json_object(path)
     try:
-        training, model = summary["train_config"], summary["model_config"]
+        training, model = summary.get("train_config", {}), summary["model_config"]
         result = training.get("result", {})
         at_the_end = result.get("seed_accuracies_at_the_end", [])
         tried = training.get("trial_seeds") or len(at_the_end)
@@ -66,6 +69,36 @@ def table(models: list[dict]) -> str:
     rows = [[_cell(model[name]) for name in names] for model in models]
     heads = [name.replace("_", " ") for name in names]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(names), *rows])
+
+
+def pictured(folder: Path, models: list[dict]) -> list[Adder]:
+    """The models of `read_models` that have a recipe and a log, for the picture of all experiments."""
+    adders = []
+    for model in models:
+        path, title = folder / model["name"], _title(model["name"])
+        if title and (path / "log.jsonl").is_file() and (curve := _learning_curve(path)):
+            name = model["name"].removeprefix("ablation_").removesuffix("_model")
+            adders.append(Adder(name, title, model["parameters"], model["accuracy"], curve))
+    return sorted(adders, key=lambda adder: (not adder.name.isdigit(), adder.name.zfill(4)))
+
+
+def _learning_curve(path: Path) -> list[tuple[float, float]]:
+    """(examples per seed, dev accuracy of the best seed), after those of the seed search if there was one."""
+    training = read_json_object(path / "training_config.json")
+    searched = training.get("trial_examples") or 0
+    records = [record for record in run_log.read(path / "log.jsonl") if "accuracy" in record]
+    return [(searched + record["step"] * training.get("batch_size", 1), record["accuracy"]) for record in records]
+
+
+def _title(name: str) -> str:
+    """What the recipe of a model says in its first line, without its name; empty if there is no recipe."""
+    recipe = RECIPES / f"{'best_adder' if name == 'best_model' else name}.toml"
+    return recipe.read_text("utf-8").split("\n")[0].partition(": ")[2] if recipe.is_file() else ""
+
+
+def public_points() -> list[tuple[int, float]]:
+    """Parameters and accuracy of the public solutions."""
+    return [(parameters, accuracy) for parameters, _, accuracy in PUBLIC]
 
 
 def _cell(value: object) -> str:
@@ -134,18 +167,17 @@ def prepare(models: str, heads_of: str | None, target: str | None) -> cli.Work:
         if adder is not None and out is not None:
             draw_heads(adder, out)
         else:
-            _report(summaries, out)
+            _report(Path(models), summaries, out)
         if out is not None:
             print(f"wrote {out}")
 
     return work
 
 
-def _report(models: list[dict], out: Path | None) -> None:
+def _report(folder: Path, models: list[dict], out: Path | None) -> None:
     print(table(models))
     if out is not None:
-        public = [(parameters, accuracy) for parameters, _, accuracy in PUBLIC]
-        plots.accuracy_by_parameters([(model["parameters"], model["accuracy"]) for model in models], public, out)
+        experiments(pictured(folder, models), public_points(), out)
 
 
 if __name__ == "__main__":

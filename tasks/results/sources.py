@@ -14,6 +14,8 @@ from pathlib import Path
 from engine.io.files import read_json_object, read_text
 from engine.train import run_log
 from tasks import plots
+from tasks.addition.picture import draw_experiments
+from tasks.addition.report import pictured, public_points, read_models
 from tasks.sentiment.data import SEPARATOR, read_examples, read_label_names
 from tasks.submission.files import GENERATED, MODELS, ZERO_SHOT_REFERENCES, outputs, remedy
 
@@ -33,7 +35,6 @@ TRAINING_FLAGS = (
     "batch_tokens", "accumulation", "dtype", "held_out", "evaluate_every", "save_every", "patience", "seed",
 )  # fmt: skip
 MODEL_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta")
-CURVES = 16  # more cannot be told apart in one figure
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ def gather(root: str | Path) -> tuple[list[Block], list[str]]:
         ("confusion matrices of sst", partial(confusion_figure, "sst")),
         ("confusion matrices of cfimdb", partial(confusion_figure, "cfimdb")),
         ("the addition search", addition_table),
-        ("accuracy of the adders against their parameters", addition_scatter),
-        ("how the adders learned", addition_curves),
+        ("all experiments with adders in one picture", addition_experiments),
         ("the shipped story model", story_table),
         ("its training curves", story_curves),
         ("its measurement on held-out stories", story_measured),
@@ -189,7 +189,7 @@ def confusion_figure(data: str, root: Path) -> Figure:
     matrices, commands = _shipped_confusions(root, data)
     if not matrices:
         matrices, commands = _own_confusions(root, data)
-    title, draw = f"Confusion matrices, {data} dev", partial(_draw_confusions, matrices)
+    title, draw = f"Confusion matrices, {data} dev", partial(_draw_confusions, data, matrices)
     return Figure(title, f"confusion-{data}", draw, commands, len(matrices), 2.5)
 
 
@@ -218,10 +218,12 @@ def _own_confusions(root: Path, data: str) -> tuple[dict[str, dict], tuple[str, 
     return matrices, tuple(remedy(outputs(option, data)[0]) for option in made)
 
 
-def _draw_confusions(matrices: dict[str, dict], axes: list) -> None:
+def _draw_confusions(data: str, matrices: dict[str, dict], axes: list) -> None:
     for axis, (title, counts) in zip(axes, matrices.items(), strict=True):
-        plots.draw_confusion(axis, counts["matrix"], counts["names"], size=7)
-        axis.set_title(textwrap.fill(title, 30), fontsize=7)
+        matrix = counts["matrix"]
+        accuracy = sum(row[label] for label, row in enumerate(matrix)) / sum(map(sum, matrix))
+        plots.draw_confusion(axis, matrix, counts["names"], size=7)
+        axis.set_title(textwrap.fill(f"{data} dev, {title}: accuracy {accuracy:.3f}", 32), fontsize=7)
 
 
 def confusion(root: Path, name: str, data: str, names: Sequence[str]) -> list[list[int]]:
@@ -267,28 +269,15 @@ def addition_table(root: Path) -> Table:
     return Table("Addition", header, rows, tuple(commands), note)
 
 
-def addition_scatter(root: Path) -> Figure:
-    """Accuracy against the number of parameters."""
-    points = [(name, summary["num_params"], summary["accuracy"]) for name, summary in adders(root)]
-    command = f"python addition_run.py test --checkpoint {MODELS}/NAME/best_model.pth"
-    title = "Addition: test accuracy against the number of parameters"
-    return Figure(title, "addition-parameters", lambda axes: plots.draw_scatter(axes[0], points), (command,))
-
-
-def addition_curves(root: Path) -> Figure:
-    """Dev accuracy of each adder during training."""
-    curves = {}
-    for name, _ in adders(root)[-CURVES:]:
-        path = root / MODELS / name / "log.jsonl"
-        measured = [record for record in run_log.read(path) if "accuracy" in record] if path.is_file() else []
-        if measured:
-            curves[name] = [(record["step"], record["accuracy"]) for record in measured]
-    if not curves:
+def addition_experiments(root: Path) -> Figure:
+    """Dev accuracy of each adder during training, and its test accuracy against its parameters."""
+    drawn = pictured(root / MODELS, read_models(root / MODELS)) if adders(root) else []
+    if not drawn:
         raise FileNotFoundError(f"no such file: {MODELS}/*/log.jsonl")
-    command = f"python addition_run.py train … --save_dir {MODELS}/NAME   (the table has the whole commands)"
     return Figure(
-        "Addition: dev accuracy during training", "addition-curves",
-        lambda axes: plots.draw_lines(axes[0], curves, "optimizer step", "dev accuracy"), (command,),
+        "Addition: all experiments (names as in the table)", "addition-experiments",
+        lambda axes: draw_experiments(axes, drawn, public_points()),
+        (f"python -m tasks.addition.report --models {MODELS} --out runs/addition_experiments.png",), 2, 4.4,
     )  # fmt: skip
 
 
