@@ -122,6 +122,15 @@ def test_bad_input_is_refused_before_any_work(project, capsys, words, reason):
     assert not list(project.glob("*.zip")) and not (project / "runs").exists()
 
 
+@pytest.mark.parametrize("content", ["no JSON", "[]", '{"data": {}}'])
+def test_results_of_something_else_are_refused(project, capsys, content):
+    shutil.copytree(SHIPPED, "mine")
+    Path("mine/results.json").write_text(content)
+    assert hand_in.main(["--entry", ENTRY, "--results", "mine"]) == 2
+    error = capsys.readouterr().err
+    assert "mine" in error and error.count("\n") == 1 and not (project / "runs").exists()
+
+
 def test_a_project_that_lacks_code_makes_no_zip(project, pages, capsys):
     (project / "bench" / "checkpointing.py").unlink()
     assert hand_in.main(["--entry", ENTRY]) == 1

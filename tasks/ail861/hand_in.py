@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.io.files import check_readable, read_text, write_text
+from engine.io.files import check_readable, read_json, read_json_object, read_text, write_text
 from tasks import cli, plots
 from tasks.ail861.flags import HandInSettings
 from tasks.ail861.report import sections
@@ -69,8 +68,22 @@ def results_folder(given: str | None) -> Path:
     return folder
 
 
-def report_blocks(folder: Path, results: dict) -> list[Block]:
-    """The report: the model, every table with its figures, continuations, and the attention of every head."""
+def report_blocks(folder: Path, discussion: str | None) -> list[Block]:
+    """The report: the model, every table with its figures, continuations, and the attention of every head.
+
+    Raises ValueError for results that `tasks.ail861.run` did not write.
+    """
+    results = read_json_object(folder / "results.json")
+    try:
+        blocks = _blocks(folder, results)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} does not hold the results of {COMMAND}: {error!r} in its JSON files") from None
+    if discussion is not None:
+        blocks.insert(1, Text("Discussion", read_text(discussion).strip(), ()))
+    return blocks
+
+
+def _blocks(folder: Path, results: dict) -> list[Block]:
     blocks: list[Block] = [_model(results)]
     for section in sections(results):
         rows = [tuple(map(str, row)) for row in section.rows]
@@ -104,7 +117,7 @@ def _figure(folder: Path, title: str, names: Sequence[str]) -> Figure:
 
 
 def _samples(folder: Path) -> Text:
-    stories = json.loads(read_text(folder / "continuations.json"))[:SAMPLES]
+    stories = read_json(folder / "continuations.json")[:SAMPLES]
     texts = ["\n".join(f"{name}: {text}" for name, text in story.items()) for story in stories]
     return Text(f"Continuations of {len(stories)} validation stories", "\n\n".join(texts), ())
 
@@ -125,18 +138,16 @@ def readme(entry: str, link: str, folder: Path) -> str:
     )
 
 
-def write_documents(settings: HandInSettings, link: str, folder: Path, made: Path) -> None:
+def write_documents(settings: HandInSettings, folder: Path, blocks: list[Block], made: Path) -> None:
     """Writes README.md, report.pdf and `results/` of the zip to `made`, which is emptied first."""
     shutil.rmtree(made, ignore_errors=True)
     (made / "results").mkdir(parents=True)
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".md", ".png"):
             shutil.copyfile(path, made / "results" / path.name)
+    link = hub_link(settings.hub)
     write_text(made / "README.md", readme(settings.entry, link, folder))
     opening = [f"Entry number: {settings.entry}", f"Trained model: {link}", f"Made by: {COMMAND}"]
-    blocks = report_blocks(folder, json.loads(read_text(folder / "results.json")))
-    if settings.discussion is not None:
-        blocks.insert(1, Text("Discussion", read_text(settings.discussion).strip(), ()))
     plots.save_report(layout(blocks, [], "AIL861: a decoder from scratch", opening), made / "report.pdf")
 
 
@@ -149,9 +160,10 @@ def prepare(settings: HandInSettings) -> cli.Work:
     folder = results_folder(settings.results)
     if settings.discussion is not None:
         check_readable(settings.discussion)
+    blocks = report_blocks(folder, settings.discussion)
 
     def work() -> None:
-        write_documents(settings, link, folder, root / AIL861.made)
+        write_documents(settings, folder, blocks, root / AIL861.made)
         target = root / f"{entry}.zip"
         findings = make_zip(root, entry, AIL861, target)
         if findings.problems:
