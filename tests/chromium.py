@@ -52,8 +52,9 @@ class Chromium:
         pages = [target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page"]
         attached = self.call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)
         self.session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Network.enable", maxTotalBufferSize=0)  # else the page's process keeps a copy of the file
 
     def __enter__(self) -> Chromium:
         return self

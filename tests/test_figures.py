@@ -103,6 +103,24 @@ def test_the_shipped_models_figures_are_what_was_measured():
     assert re.search(rf"{trained['config']['dim']} wide, {trained['config']['n_layers']} layers", page)
 
 
+def test_the_pages_speed_and_memory_are_what_was_measured():
+    results = json.loads((ROOT / "docs" / "page_results.json").read_text("utf-8"))
+    medians = results["medians"]
+    shown = {row[0]: row[1] for row in table_rows("docs/page.md") if row[0]}
+    assert shown == {
+        "size of the file": f"{results['page_mb']} MB",
+        "load, until the views are drawn": f"{medians['load_ms'] / 1000:.1f} s",
+        "a text of one token, from the click to its views": f"{medians['first_token_ms'] / 1000:.2f} s",
+        "tokens per second, computing only": f"{medians['engine_tokens_per_second']:.0f}",
+        f"tokens per second, a text of {results['tokens']} tokens with all views": (
+            f"{medians['page_tokens_per_second']:.0f}"
+        ),
+        "memory after that text": f"{medians['memory_mb']:.0f} MB",
+        "memory after looking at thirty tokens": f"{medians['memory_after_looks_mb']:.0f} MB",
+        "memory of an empty page": f"{medians['empty_page_memory_mb']:.0f} MB",
+    }
+
+
 def test_the_leader_boards_are_what_the_models_measured():
     shown = (ROOT / "addition_models" / "README.md").read_text("utf-8")
     assert shown == leader_board.page(), "python -m tests.leader_board writes it anew"

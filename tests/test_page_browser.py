@@ -78,8 +78,9 @@ def test_a_token_is_chosen_by_click_and_keyboard(opened):
     opened.press("ArrowRight", 39)
     opened.press("ArrowLeft", 37)
     assert opened.evaluate("[page.look.position, document.activeElement.dataset.position]") == [11, "11"]
-    opened.evaluate("document.querySelectorAll('.heads button')[9].click()")
+    opened.evaluate("document.querySelectorAll('.heads button')[9].focus(); document.activeElement.click()")
     assert opened.evaluate("[page.look.layer, page.look.head, byId('layer').value]") == [2, 1, "2"]
+    assert opened.evaluate("document.activeElement.ariaLabel") == "Layer 3, head 2"  # the focus stays
 
 
 def test_another_token_can_be_written_instead(opened):
@@ -135,6 +136,17 @@ def test_every_figure_is_saved_as_a_picture(opened):
     )
     assert len(kinds) == opened.evaluate("document.querySelectorAll('figure').length") >= 14
     assert all(kind == "image/png" and size > 2000 for kind, size in kinds)
+
+
+def test_the_theme_is_chosen_by_a_button(opened):
+    card = "getComputedStyle(document.documentElement).getPropertyValue('--card')"
+    cell = "document.querySelector('#lens-figures rect').getAttribute('fill')"
+    seen = []
+    for _ in range(3):
+        opened.evaluate("byId('theme').click()")
+        seen.append(tuple(opened.evaluate(f"[document.documentElement.dataset.theme, {card}, {cell}]")))
+    assert [theme for theme, *_ in seen] == ["light", "dark", "light"]  # the last is the system's
+    assert seen[0] == seen[2] and seen[0][1] != seen[1][1] and seen[0][2] != seen[1][2]
 
 
 def test_wrong_digits_and_bad_numbers_are_said(opened):

@@ -37,6 +37,7 @@ function drawAttention(session, look, select) {
       ? `Each of the ${n_heads} query heads has keys and values of its own.`
       : `Grouped queries: the ${n_heads} query heads share ${n_kv_heads} sets of keys and values, ` +
         `${n_heads / n_kv_heads} heads each. The cache is smaller by that factor.`;
+  const focused = document.activeElement?.closest?.(".heads button");
   byId("attention-figures").replaceChildren(
     html(
       "div",
@@ -46,6 +47,7 @@ function drawAttention(session, look, select) {
     ),
     figure(`${title}: from “${labels[query]}”`, textLines(session, look, from, rows[query])),
   );
+  if (focused) byId("attention-figures").querySelector("[aria-pressed=true]").focus();
 }
 
 function strongest(labels, weights) {

@@ -12,7 +12,7 @@ const SLIDERS = [
 ];
 const SHOWN = 12; // alternatives in the list
 
-/* Gives the browser a moment whenever 12 ms have passed, without the delay of a timer. */
+/* Gives the browser a moment, in which it paints, whenever 24 ms have passed, without the delay of a timer. */
 function pauser() {
   const channel = new MessageChannel(),
     waiting = [];
@@ -22,7 +22,7 @@ function pauser() {
     waiting.shift()();
   };
   return () => {
-    if (performance.now() - since < 12) return undefined;
+    if (performance.now() - since < 24) return undefined;
     return new Promise((resolve) => {
       waiting.push(resolve);
       channel.port2.postMessage(null);
