@@ -36,7 +36,7 @@ from tasks.submission.files import (
     remedy,
 )
 from tasks.submission.origin import set_aside
-from tasks.submission.zip_file import NEEDLESS, check_archive, collect, imported_files, unpack, write_zip
+from tasks.submission.zip_file import NEEDLESS, check_archive, collect, imported_files, links, unpack, write_zip
 
 SENTENCE_START = "I have wanted to see this thriller"
 TIME_LIMIT = 300  # seconds a check may take
@@ -141,6 +141,9 @@ def _check_folder(folder: Path, course: Course, data: Path, findings: Findings) 
             findings.accuracies |= {name: accuracy} if accuracy else {}
     if course.addition:
         check_addition(folder, findings)
+    pages = [name for name in findings.names if name.endswith(".md")]
+    if dead := {name for page in pages for name in links(folder, page)} - set(findings.names):
+        findings.notes.append(f"pages in the zip link to what is not in it: {', '.join(sorted(dead))}")
     if needless := [name for name in findings.names if NEEDLESS.fullmatch(name)]:
         findings.notes.append(f"not wanted in the zip: {', '.join(needless[:5])}{' …' * (len(needless) > 5)}")
 

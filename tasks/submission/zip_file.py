@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from engine.io.files import read_text
 from tasks.submission.files import CHECKS, MODELS, Course
 
 SCRIPTS = ("run_llama", "addition_run", *(name.removesuffix(".py") for name in CHECKS), "tasks.course_files")
 LEFT_OUT = re.compile(r"\..*|__pycache__|cache|last\.pt|seed_.*\.pth|.*\.(pyc|zip|tmp|np[yz])")  # in addition_models
-NEEDLESS = re.compile(r"(.*/)?(\.[^/]*|__pycache__)(/.*)?|data/.*|.*\.(pyc|bin)|[^/]*\.(pt|model)|models/.*")
+NEEDLESS = re.compile(r"(.*/)?(\.[^/]*|__pycache__)(/.*)?|data/.*|.*\.(pyc|bin|pt|model)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")  # of Markdown, pictures included
 READ_AS_TEXT = (".js", ".css", ".html", ".json")
 MAC = "__MACOSX"  # added by the Finder
 BAD_ZIP = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError)
@@ -78,7 +80,7 @@ def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path]
     Missing files are skipped: the check of the zip reports them.
     """
     code = imported_files(root, SCRIPTS + course.scripts)
-    names = {*course.required, *course.optional(andrew_id), *code, *_beside(root, code)}
+    names = {*course.required, *course.optional(andrew_id), *code, *_beside(root, code), *linked_files(root)}
     if course.addition:
         names |= set(_model_files(root))
     files, problems = {}, []
@@ -92,6 +94,28 @@ def collect(root: Path, course: Course, andrew_id: str) -> tuple[dict[str, Path]
     if made is not None:
         files |= {path.relative_to(made).as_posix(): path for path in sorted(made.rglob("*")) if path.is_file()}
     return files, problems
+
+
+def linked_files(root: Path, start: str = "README.md") -> list[str]:
+    """The existing files that README links to, with those that its pages link to; no weights and no data."""
+    found, waiting = set(), [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and (root / name).is_file() and not NEEDLESS.fullmatch(name):
+            found.add(name)
+            waiting += links(root, name) if name.endswith(".md") else []
+    return sorted(found)
+
+
+def links(root: Path, page: str) -> list[str]:
+    """The files in `root` that a Markdown page links to or shows, whether or not they exist."""
+    try:
+        targets = LINK.findall(read_text(root / page))
+    except (OSError, ValueError):
+        return []
+    paths = [(root / page).parent / target for target in targets if ":" not in target]
+    names = [Path(os.path.normpath(path)) for path in paths]
+    return [path.relative_to(root).as_posix() for path in names if path.is_relative_to(root) and not path.is_dir()]
 
 
 def _beside(root: Path, code: Iterable[str]) -> set[str]:
