@@ -107,6 +107,7 @@ class ProblemSettings(Settings):
         metavar="SHARE",
     )  # fmt: skip
     no_data_files: bool = flag(False, "keep the problems in memory only")
+    overwrite: bool = flag(False, "allow replacing a model that ships with the project")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -19,12 +20,27 @@ from tasks.addition.seed_search import plan_training, search_seeds
 from tasks.addition.workload import save_seed
 from tasks.cli import Work
 from tasks.recipe import recipe_text
+from tasks.shipped import is_tracked
 
 
 def prepare(settings: AdderTraining) -> Work:
     """Checks everything and draws the problems; returns the training. Raises ValueError or OSError."""
+    settings = _beside_shipped(settings)
     plan = plan_training(settings, device_of(settings))
     return lambda: _train(plan, settings)
+
+
+def _beside_shipped(settings: AdderTraining) -> AdderTraining:
+    """The settings, with `--save_dir` moved to runs/ if git tracks the model in it and `--overwrite` is not given.
+
+    So the course's command, whose folder is that of the shipped best model, runs as written and replaces nothing.
+    """
+    folder = Path(settings.save_dir)
+    if settings.overwrite or not is_tracked(folder / "best_model.pth"):
+        return settings
+    other = Path("runs") / folder.name
+    print(f"{folder} holds a model that ships with the project: this run writes to {other} (--overwrite replaces it)")
+    return dataclasses.replace(settings, save_dir=str(other))
 
 
 def _train(plan: TrainingPlan, settings: AdderTraining) -> None:

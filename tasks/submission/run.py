@@ -23,8 +23,9 @@ from pathlib import Path
 from engine.io.files import read_json_object, write_json
 from tasks.pretrained import choose_path
 from tasks.provenance import digest
+from tasks.shipped import is_tracked
 from tasks.submission.check import make_zip, summary
-from tasks.submission.files import COURSES, MODELS, TESTED, Course, Step, check_andrew_id, steps
+from tasks.submission.files import COURSES, MODELS, TESTED, TRAINED, Course, Step, check_andrew_id, steps
 from tasks.submission.flags import SubmissionSettings
 from tasks.submission.origin import describe, handed_in, set_aside, trace, zero_shot
 from tasks.submission.zip_file import imported_files
@@ -93,7 +94,14 @@ def prepare(settings: SubmissionSettings) -> Callable[[], None]:
             f"no such file: {', '.join(dict.fromkeys(missing))} (bash setup.sh fetches the course's data, "
             "bash setup.sh --from DIR copies it)"
         )
+    if spoiled := [name for step in plan.steps() for name in step.outputs if _is_missing_from_shipped(root / name)]:
+        raise FileNotFoundError(f"{spoiled[0]} ships with the project and is missing: git restore {MODELS}")
     return lambda: _work(plan)
+
+
+def _is_missing_from_shipped(path: Path) -> bool:
+    """Whether a file is missing beside a shipped adder, which a training would not replace."""
+    return not path.is_file() and path.parent.parent.name == MODELS and is_tracked(path.parent / TRAINED[0])
 
 
 def _read_records(path: Path) -> dict[str, dict]:
