@@ -16,6 +16,7 @@ NORM_TYPES = ("layernorm", "rmsnorm")
 NORM_POSITIONS = ("pre", "post")
 POSITION_EMBEDDING_TYPES = ("rotary", "sinusoidal", "alibi", "none")
 FFN_TYPES = ("swiglu", "relu", "gelu")
+MOST = 2**31 - 1  # of any size: what llama2.c's header can hold
 
 
 @dataclass
@@ -53,6 +54,7 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.n_kv_heads is None:
             self.n_kv_heads = self.n_heads
+        self._check_types()
         self._check_sizes()
         self._check_heads()
         if not 0.0 <= self.dropout < 1.0:
@@ -65,13 +67,22 @@ class LlamaConfig:
         _check_choice("ffn_type", self.ffn_type, FFN_TYPES)
         _check_choice("position_embedding_type", self.position_embedding_type, POSITION_EMBEDDING_TYPES)
 
+    def _check_types(self) -> None:
+        for name in ("use_cache", "causal", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {_shown(getattr(self, name))}")
+        for name in ("dropout", "layer_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > MOST:
+                raise ValueError(f"{name} must be a number, not {_shown(value)}")
+
     def _check_sizes(self) -> None:
         names = ["vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "multiple_of"]
         names += [name for name in ("hidden_dim", "head_size") if getattr(self, name) is not None]
         for name in names:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+                raise ValueError(f"{name} must be a positive whole number, not {_shown(value)}")
 
     def _check_heads(self) -> None:
         if self.head_size is None and self.dim % self.n_heads:
@@ -148,5 +159,14 @@ LlamaConfig.__init__ = _keep_extra_fields(LlamaConfig.__init__)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value in an error message, in a short line whatever it is."""
+    if isinstance(value, str):
+        return ascii(value[:60])
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**15):
+        return repr(value)
+    return "a huge number" if isinstance(value, int) else f"a {type(value).__name__}"

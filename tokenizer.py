@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from engine.io.files import atomic_path
+from engine.io.files import atomic_path, check_sidecar
 from engine.io.json_tokenizer import JsonTokenizer, is_tokenizer_json
 from engine.io.word_tokenizer import WordTokenizer
 
@@ -116,8 +116,9 @@ AnyTokenizer = Tokenizer | BinTokenizer | WordTokenizer | JsonTokenizer
 def load_tokenizer(path: str | Path, max_len: int | None = None) -> AnyTokenizer:
     """A tokenizer from a SentencePiece `.model`, llama2.c's `.bin`, a `tokenizer.json`, words `.json` or a `.gguf`.
 
-    Raises ValueError or OSError.
+    Raises ValueError or OSError; also if a checksum beside the file (see `write_sidecar`) does not fit it.
     """
+    check_sidecar(path)
     if Path(path).suffix == ".gguf":
         return import_module("engine.io.gguf").GgufTokenizer(max_len, str(path))  # imports its package only here
     if Path(path).name == "tokenizer.json" or is_tokenizer_json(path):

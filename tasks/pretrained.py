@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from engine.io.checkpoint import CheckpointError, read_checkpoint
+from engine.io.checkpoint import Checkpoint, CheckpointError, is_padding, read_checkpoint
 from llama import Llama, from_checkpoint
 from tasks.settings import ModelSettings
 from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer, vocabulary_digest
@@ -26,10 +26,8 @@ def load_model(
     checkpoint or tokenizer cannot be read, or the two do not fit.
     """
     path = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
-    checkpoint = read_checkpoint(path, settings.norm, mapped)
-    tokenizer = fitting_tokenizer(
-        path, checkpoint.config.vocab_size, checkpoint.vocabulary, settings.tokenizer or checkpoint.tokenizer, max_len
-    )
+    checkpoint = read_checkpoint(path, mapped=mapped, **settings.unsaid())
+    tokenizer = without_padding(path, checkpoint, settings.tokenizer, max_len)
     for note in checkpoint.notes:
         print(note)
     return from_checkpoint(checkpoint).to(device), tokenizer, path
@@ -51,6 +49,22 @@ def choose_path(default: str, named: bool) -> Path:
     return SHIPPED
 
 
+def without_padding(
+    path: str | Path, checkpoint: Checkpoint, named: str | None, max_len: int | None = None
+) -> AnyTokenizer:
+    """The tokenizer of a checkpoint, or the named one; the embedding's rows beyond it are dropped as padding.
+
+    Raises as `fitting_tokenizer`.
+    """
+    tokenizer = _load(path, named or checkpoint.tokenizer, max_len)
+    size, rows = tokenizer.n_words, checkpoint.config.vocab_size
+    if is_padding(rows, size):
+        checkpoint.cut_vocabulary(size)
+        checkpoint.notes.append(f"{path}: dropped {rows - size} of {rows} tokens: padding, which the tokenizer lacks")
+    _check_pieces(path, checkpoint.config.vocab_size, checkpoint.vocabulary, tokenizer)
+    return tokenizer
+
+
 def fitting_tokenizer(
     model_path: str | Path,
     vocab_size: int,
@@ -63,9 +77,18 @@ def fitting_tokenizer(
     `vocabulary` is their digest; None for checkpoints without one, where only the number of pieces is compared.
     Raises OSError or ValueError if it cannot be read, and CheckpointError if it is another tokenizer.
     """
+    tokenizer = _load(model_path, tokenizer_path, max_len)
+    _check_pieces(model_path, vocab_size, vocabulary, tokenizer)
+    return tokenizer
+
+
+def _load(model_path: str | Path, tokenizer_path: str | Path | None, max_len: int | None) -> AnyTokenizer:
     if tokenizer_path is None and Path(model_path).is_dir():
         raise FileNotFoundError(f"{model_path} has no tokenizer.json or tokenizer.model: name one with --tokenizer")
-    tokenizer = load_tokenizer(tokenizer_path or TOKENIZER_MODEL, max_len)
+    return load_tokenizer(tokenizer_path or TOKENIZER_MODEL, max_len)
+
+
+def _check_pieces(model_path: str | Path, vocab_size: int, vocabulary: str | None, tokenizer: AnyTokenizer) -> None:
     if tokenizer.n_words != vocab_size:
         raise CheckpointError(
             f"{tokenizer.model_path} has {tokenizer.n_words} pieces, but {model_path} has a vocabulary of "
@@ -76,4 +99,3 @@ def fitting_tokenizer(
             f"{tokenizer.model_path} has as many pieces as the tokenizer that {model_path} was trained with, but "
             "other ones: name its own with --tokenizer"
         )
-    return tokenizer

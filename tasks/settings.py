@@ -111,7 +111,26 @@ class LengthSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings(Settings):
+class WeightSettings(Settings):
+    """what a checkpoint does not say itself"""
+
+    norm: str | None = flag(
+        None, "norm of a checkpoint that does not name its own", choices=("layernorm", "rmsnorm")
+    )
+    n_heads: int | None = flag(None, "query heads of bare weights, which do not say them", type=positive, metavar="N")
+    rope_theta: float | None = flag(
+        None, "base of the rotary frequencies, if the checkpoint does not say it and it is not 10000",
+        type=number(float, 0.0, above=True), metavar="THETA",
+    )  # fmt: skip
+
+    def unsaid(self) -> dict[str, Any]:
+        """The flags that were given, as arguments of `read_checkpoint`."""
+        given = {name: getattr(self, name) for name in ("n_heads", "rope_theta") if name in self.given}
+        return {"norm": self.norm} | given
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(WeightSettings):
     """the model to start from"""
 
     pretrained_model_path: str = flag(
@@ -123,9 +142,6 @@ class ModelSettings(Settings):
         None, "SentencePiece .model, llama2.c's .bin, tokenizer.json or words .json, instead of the model's own",
         metavar="FILE",
     )  # fmt: skip
-    norm: str | None = flag(
-        None, "norm of a checkpoint that does not name its own", choices=("layernorm", "rmsnorm")
-    )
 
 
 def board_folder(text: str) -> str:

@@ -74,6 +74,28 @@ def sha256_of(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sidecar(path: str | os.PathLike) -> Path:
+    """The file beside `path` that holds its checksum, in the format of the command sha256sum."""
+    return Path(f"{path}.sha256")
+
+
+def write_sidecar(path: str | os.PathLike) -> None:
+    """Writes the checksum of a file whose format has none beside it."""
+    write_text(sidecar(path), f"{sha256_of(path)}  {Path(path).name}\n")
+
+
+def check_sidecar(path: str | os.PathLike) -> None:
+    """Raises ValueError if a checksum lies beside the file and does not fit it."""
+    if not sidecar(path).is_file() or not Path(path).is_file():
+        return
+    expected = sidecar(path).read_bytes()[:64].decode("ascii", "replace").lower()
+    if expected != sha256_of(path):
+        raise ValueError(
+            f"{path} is damaged: {sidecar(path).name} beside it has another checksum; copy or download it again "
+            f"(or delete {sidecar(path).name}, if you replaced the file)"
+        )
+
+
 @contextmanager
 def appended(path: Path | None) -> Iterator[Callable[[str], None]]:
     """Yields a function that appends texts to `path`.partial, which is removed if the block succeeds.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.settings import DEFAULT_MODEL, Settings, flag, positive
+from tasks.settings import DEFAULT_MODEL, WeightSettings, flag, positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageSettings(Settings):
+class PageSettings(WeightSettings):
     """the page"""
 
     out: str = flag("page.html", "the HTML file to write", metavar="FILE")
@@ -21,9 +21,6 @@ class PageSettings(Settings):
     )  # fmt: skip
     tokenizer: str | None = flag(
         None, "SentencePiece .model or llama2.c's tokenizer.bin, instead of the model's own", metavar="FILE"
-    )
-    norm: str | None = flag(
-        None, "norm of a checkpoint that does not name its own", choices=("layernorm", "rmsnorm")
     )
     max_parameters: int = flag(
         20_000_000, "refuse a larger model: the page holds one byte per parameter", type=positive, metavar="N"

@@ -19,7 +19,7 @@ from tasks.cli import Work
 from tasks.page.build import SOURCES, build, check_sources
 from tasks.page.flags import PageSettings
 from tasks.page.pack import check_config, pack
-from tasks.pretrained import choose_path, fitting_tokenizer
+from tasks.pretrained import choose_path, without_padding
 from tasks.shipped import check_not_shipped
 
 BEST_ADDER = SOURCES.parents[1] / "addition_models" / "best_model" / "best_model.pth"
@@ -46,14 +46,15 @@ def prepare(settings: PageSettings) -> Work:
 
 def packed_models(path: Path, settings: PageSettings) -> dict[str, dict[str, Any]]:
     """The models of the page by role: the named one, and the shipped adder beside a language model."""
-    checkpoint = read_checkpoint(path, settings.norm)
-    for note in checkpoint.notes:
-        print(note)
+    checkpoint = read_checkpoint(path, **settings.unsaid())
     _check(path, checkpoint, settings.max_parameters)
     if is_adder(checkpoint):
-        return {"adder": _adder(path, checkpoint, settings.max_parameters)}
-    models = {"language": _language_model(path, checkpoint, settings.tokenizer)}
-    if BEST_ADDER.exists():
+        models = {"adder": _adder(path, checkpoint, settings.max_parameters)}
+    else:
+        models = {"language": _language_model(path, checkpoint, settings.tokenizer)}
+    for note in checkpoint.notes:
+        print(note)
+    if "adder" not in models and BEST_ADDER.exists():
         models["adder"] = _adder(BEST_ADDER, read_checkpoint(BEST_ADDER), settings.max_parameters)
     return models
 
@@ -76,9 +77,7 @@ def _check(path: Path, checkpoint: Checkpoint, most: int) -> None:
 
 
 def _language_model(path: Path, checkpoint: Checkpoint, named: str | None) -> dict[str, Any]:
-    tokenizer = fitting_tokenizer(
-        path, checkpoint.config.vocab_size, checkpoint.vocabulary, named or checkpoint.tokenizer
-    )
+    tokenizer = without_padding(path, checkpoint, named)
     packed = pack(checkpoint.config, checkpoint.state_dict)
     return {"name": path.name, "model": packed, "vocabulary": read_vocabulary(tokenizer)}
 

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
-from engine.io.checkpoint import CLASSIFIER_FORMAT, CheckpointError, load_plain, read_checkpoint, save_plain
+from engine.io.checkpoint import (
+    CLASSIFIER_FORMAT,
+    CheckpointError,
+    check_finite,
+    check_tensors,
+    find_tokenizer,
+    is_padding,
+    load_plain,
+    read_checkpoint,
+    save_plain,
+)
 from engine.io.files import sha256_of
 from llama import Llama, from_checkpoint
 from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
@@ -46,13 +56,17 @@ class ClassifierInfo:
         return plain | {name: getattr(self, name) for name in OPTIONAL}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any], folder: Path) -> ClassifierInfo:
-        """Reads what `to_dict` wrote; older files lack all but label names and tokenizer. ValueError for bad values."""
+    def from_dict(cls, content: dict[str, Any], path: Path) -> ClassifierInfo:
+        """Reads what `to_dict` wrote to the checkpoint `path`; older files lack all but label names and tokenizer.
+
+        Raises ValueError for bad values.
+        """
         label_names = content["label_names"]
         are_names = isinstance(label_names, list) and all(isinstance(name, str) for name in label_names)
         if not are_names or len(label_names) < 2:
             raise ValueError("label_names is not a list of two or more names")
-        info = cls(label_names, folder / content["tokenizer"], **{n: content[n] for n in OPTIONAL if n in content})
+        tokenizer = find_tokenizer(path, [content["tokenizer"]]) or path.parent / content["tokenizer"]
+        info = cls(label_names, tokenizer, **{n: content[n] for n in OPTIONAL if n in content})
         if info.dtype not in DTYPES:
             raise ValueError(f"dtype {info.dtype!r} is not one of {', '.join(DTYPES)}")
         for name, value in (("max_sentence_len", info.max_sentence_len), ("batch_size", info.batch_size)):
@@ -83,7 +97,7 @@ def load_classifier(
     if content["format"] == ADAPTER_FORMAT and "base" not in content:
         raise CheckpointError(f"{path} is an adapter that names no base model: use merged.pt beside it")
     try:
-        info = ClassifierInfo.from_dict(content, Path(path).parent)
+        info = ClassifierInfo.from_dict(content, Path(path))
         if content["format"] == ADAPTER_FORMAT:
             return _merged_adapter(Path(path), content, base), info
         if base is not None:
@@ -91,6 +105,8 @@ def load_classifier(
         llama = Llama(LlamaConfig.from_dict(content["config"]))
         model = _new_classifier(content, llama)
         state = dict(content["model"])
+        check_tensors(Path(path), state)
+        check_finite(Path(path), state)
         if llama.config.tie_embeddings:
             state["llama.output.weight"] = state["llama.tok_embeddings.weight"]
         model.load_state_dict(state)
@@ -141,6 +157,8 @@ def _load_adapter_state(path: str | os.PathLike, content: dict[str, Any], model:
     expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(model).items()}
     if expected != {name: tuple(tensor.shape) for name, tensor in content["model"].items()}:
         raise CheckpointError(f"{path} is the adapter of another model")
+    check_tensors(Path(path), content["model"])
+    check_finite(Path(path), content["model"])
     model.load_state_dict(content["model"], strict=False)
 
 
@@ -153,7 +171,10 @@ def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike
         raise CheckpointError(f"{path} was trained on another base model than {base_path}: name that one with "
                               "--pretrained-model-path, or use merged.pt")  # fmt: skip
     config = LlamaConfig.from_dict(content["config"])
-    checkpoint = read_checkpoint(base_path, config.norm_type)
+    said = {"norm": config.norm_type, "n_heads": config.n_heads, "rope_theta": config.rope_theta}
+    checkpoint = read_checkpoint(base_path, **said)
+    if is_padding(checkpoint.config.vocab_size, config.vocab_size):
+        checkpoint.cut_vocabulary(config.vocab_size)
     checkpoint.config = config
     model = _new_classifier(content, from_checkpoint(checkpoint))
     apply_lora(model.llama, content["rank"], content["alpha"], content["targets"])

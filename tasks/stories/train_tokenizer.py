@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from engine.io.files import atomic_path, check_writable
+from engine.io.files import atomic_path, check_writable, write_sidecar
 from engine.io.word_tokenizer import WordTokenizer, word_vocabulary
 from tasks.cli import Work
 from tasks.shipped import check_not_shipped
@@ -30,6 +30,7 @@ def prepare(settings: TokenizerSettings) -> Work:
     def work() -> None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(model)
+        write_sidecar(path)
         tokenizer = load_tokenizer(path)
         rows = [tokenizer.encode(document, bos=False, eos=False) for document in documents]
         pieces = sum(len(ids) for ids in rows)

@@ -33,6 +33,7 @@ from utils import set_up
 
 STATE = Path("runs") / "submission.json"
 MODEL_FLAGS = {"pretrained_model_path": "--pretrained-model-path", "tokenizer": "--tokenizer", "norm": "--norm"}
+MODEL_FLAGS |= {"n_heads": "--n_heads", "rope_theta": "--rope_theta"}
 DRAWING = ("tasks/plots.py",)  # code that changes no output
 
 

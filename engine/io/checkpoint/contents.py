@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +16,21 @@ from torch import Tensor
 
 from config import LlamaConfig
 
+LARGEST_TABLES = 2**30  # bytes of position tables
+PADDING = 1024  # rows of an embedding are padded to at most a multiple of this
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and the reason."""
+    """A checkpoint that cannot be used; the message, one printable line, names the file and the reason."""
+
+    def __init__(self, message: str):
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+def shown(name: object) -> str:
+    """A name from a file in a message: not too long, and what it is if it is no name."""
+    return name[:80] if isinstance(name, str) else f"a {type(name).__name__}"
 
 
 @dataclass
@@ -28,11 +43,19 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     vocabulary: str | None = None  # digest of the tokenizer's pieces; None in files that do not record it
 
+    def cut_vocabulary(self, size: int) -> None:
+        """Drops the rows of embedding and output from `size` on, which are padding, so that they are never drawn."""
+        self.config = dataclasses.replace(self.config, vocab_size=size)
+        for name in ("tok_embeddings.weight", "output.weight"):
+            if name in self.state_dict:
+                self.state_dict[name] = self.state_dict[name][:size].clone()
+
 
 def checked(path: Path, checkpoint: Checkpoint, norm: str | None) -> Checkpoint:
     """Compares names and shapes with the configuration; adds zero biases to weights that were trained with RMSNorm."""
     if norm is not None:
         checkpoint.config.norm_type = norm
+    _check_sizes(path, checkpoint)
     if checkpoint.config.tie_embeddings:
         checkpoint.state_dict.pop("output.weight", None)
     shapes = parameter_shapes(checkpoint.config)
@@ -47,10 +70,62 @@ def checked(path: Path, checkpoint: Checkpoint, norm: str | None) -> Checkpoint:
     return checkpoint
 
 
+def _check_sizes(path: Path, checkpoint: Checkpoint) -> None:
+    """Refuses sizes that would take memory before they are found to be wrong."""
+    config = checkpoint.config
+    if config.n_layers > len(checkpoint.state_dict):
+        tensors = len(checkpoint.state_dict)
+        raise CheckpointError(f"{path} does not fit its configuration: {config.n_layers} layers, but {tensors} tensors")
+    width = {"rotary": config.head_dim, "sinusoidal": config.dim}.get(config.position_embedding_type, 0)
+    if (size := 4 * width * config.max_seq_len) > LARGEST_TABLES:
+        raise CheckpointError(
+            f"{path} has {config.max_seq_len} positions, whose tables would take {size / 2**30:.1f} GiB: lower its "
+            "max_seq_len"
+        )
+
+
+def check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming the tensor, for one that is not dense, not floating-point, or repeats its memory.
+
+    A view that repeats its memory would grow without limit where it is copied.
+    """
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {shown(name)} is {tensor.dtype}, not a dense floating-point tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path} is damaged: {shown(name)} is larger than what is stored of it")
+
+
+def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming the tensor, if a weight is NaN or infinite."""
+    for name, tensor in state.items():
+        if math.isfinite(tensor.sum()):  # fast; may overflow where each weight is finite
+            continue
+        if count := int((~tensor.isfinite()).sum()):
+            raise CheckpointError(
+                f"{path}: {count:,} of {tensor.numel():,} weights in {shown(name)} are not finite: its training "
+                "diverged, or the file is damaged; take an earlier checkpoint"
+            )
+
+
+def find_tokenizer(path: Path, names: Sequence[str]) -> Path | None:
+    """The first tokenizer of these names, relative to the checkpoint's folder or, if it was moved, beside it.
+
+    The file called as the checkpoint, ending in `.model`, is tried last. None if there is none.
+    """
+    beside = [*(path.parent / Path(name).name for name in names), path.with_suffix(".model")]
+    return next((file for file in [*(path.parent / name for name in names), *beside] if file.is_file()), None)
+
+
+def is_padding(rows: int, size: int) -> bool:
+    """Whether an embedding of `rows` may be one of `size` tokens and padding."""
+    return 0 < rows - size < min(PADDING, size // 8)
+
+
 def check_fit(path: Path, state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises CheckpointError, naming up to three tensors, unless `state` has exactly these names and shapes."""
     missing = [name for name in shapes if name not in state]
-    unexpected = [name for name in state if name not in shapes]
+    unexpected = [shown(name) for name in state if name not in shapes]
     faults = [f"it lacks {', '.join(missing[:3])}"] if missing else []
     faults += [f"it has an unknown {', '.join(unexpected[:3])}"] if unexpected else []
     faults += [
