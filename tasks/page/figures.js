@@ -214,7 +214,7 @@ function attentionMap({ names, weights, row, label, width, pick }) {
     height: size,
   });
   const labels = names.flatMap((name, at) =>
-    at % every && at !== row
+    at !== row && (at % every || Math.abs(at - row) < every) // the framed row's own name has room
       ? []
       : [
           text(margin - 5, margin + (at + 0.5) * cell + 4, clip(name), {
