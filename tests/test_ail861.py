@@ -28,7 +28,7 @@ def texts(tmp_path):
 
 
 def test_the_commands_exist_and_never_train_on_the_validation_text(texts, tmp_path, capsys):
-    assert ail861.main([*texts, "--show"]) == 0
+    assert ail861.main([*texts, "--use_gpu", "--show"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 13 and not (tmp_path / "runs").exists()
     for line in lines:

@@ -70,10 +70,11 @@ class Step:
 def build_steps(settings: Ail861Settings, work: Path) -> list[Step]:
     """All commands in order; `work` is the folder they write to."""
     size, words, vectors = size_of(settings.size), work / "words.json", work / "words.vec"
-    machine = ["--use_gpu"] if settings.use_gpu else []
-    machine += ["--threads", str(settings.threads)] if settings.threads else []
+    threads = ["--threads", str(settings.threads)] if settings.threads else []
+    machine = ["--use_gpu", *threads] if settings.use_gpu else threads
+    source = ["--corpus", settings.corpus, "--tokenizer", str(words)]
+    text = [*source, *machine]
     board = ["--tensorboard", settings.tensorboard] if settings.tensorboard else []
-    text = ["--corpus", settings.corpus, "--tokenizer", str(words), *machine]
 
     def run(option: str, *flags) -> list[str]:
         return [sys.executable, str(ROOT / "run_llama.py"), "--option", option, *map(str, flags)]
@@ -95,10 +96,11 @@ def build_steps(settings: Ail861Settings, work: Path) -> list[Step]:
     evaluate += ["--stories", size.stories, "--stride", CONTEXT // 2, "--save_dir", measured]
     bench = [sys.executable, "-m", "bench.checkpointing", "--layers", size.bench_layers, "--dim", size.dim]
     bench += ["--vocab", size.vocabulary, "--rounds", size.rounds, "--out", work / "checkpointing.json", *machine]
+    embedding = [*source, *threads, *start, "--dim", size.dim, "--epochs", size.vector_epochs]
     flags_of = {"fasttext": start, "random": [], "frozen": [*start, "--freeze_embeddings"]}
     return [
-        Step("words", run("tokenizer", *text, "--vocab_size", size.vocabulary), words),
-        Step("vectors", run("vectors", *text, *start, "--dim", size.dim, "--epochs", size.vector_epochs), vectors),
+        Step("words", run("tokenizer", *source, "--vocab_size", size.vocabulary), words),
+        Step("vectors", run("vectors", *embedding), vectors),
         train("measured", *whole, *start),
         Step("evaluate", run("evaluate", *evaluate), measured / "evaluate.json"),
         *(train(name, *compared, *flags_of[name]) for name in STARTS),
