@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from utils import pad
 
 PAD_ID = 3  # the token of the zero byte, in the Llama 2 tokenizer and in the shipped one
 POOLINGS = ("last_token", "last_column")
+TRAINED_POOLINGS = (*POOLINGS, "mean", "attention")
 LABEL_SCORINGS = ("course", "sequence")
 
 
@@ -43,6 +45,19 @@ def real_lengths(input_ids: Tensor, pad_id: int) -> Tensor:
     """Length (batch,) of each row without its padding; at least 1."""
     lengths = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
     return torch.where(input_ids != pad_id, lengths, 1).amax(dim=1)
+
+
+def weighted_hidden_state(llama: Llama, input_ids: Tensor, pad_id: int, query: Tensor | None = None) -> Tensor:
+    """Weighted mean (batch, dim) of the hidden states of a row's real tokens.
+
+    All weigh the same or, with a `query` (dim,), softmax(hᵀ·query / √dim): attention with one learned query.
+    """
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    real = columns < real_lengths(input_ids, pad_id)[:, None]  # (batch, seqlen)
+    hidden = llama.hidden_states(input_ids, padding_mask=None if llama.config.causal else real)
+    scores = hidden.new_zeros(real.shape) if query is None else hidden @ query / math.sqrt(query.numel())
+    weights = scores.masked_fill(~real, float("-inf")).softmax(dim=1)
+    return torch.einsum("bs,bsd->bd", weights, hidden)
 
 
 class LlamaZeroShotClassifier(nn.Module):
@@ -124,6 +139,9 @@ class LlamaZeroShotClassifier(nn.Module):
 class LlamaEmbeddingClassifier(nn.Module):
     """Last token's hidden state → dropout → linear head → log-softmax. No vocabulary logits are computed.
 
+    Pooling "mean" averages the states of all real tokens, and "attention" weighs them with a learned query, which
+    starts at zero: the mean.
+
     `config` has the course's `pretrained_model_path`, `num_labels`, `hidden_dropout_prob` and `option` ("pretrain"
     freezes the backbone, any other value trains it), and may have `norm`, `pooling` and `pad_id`; a given `llama` is
     used instead of the path. The head is drawn from torch's global generator, as `nn.Linear` does.
@@ -132,22 +150,37 @@ class LlamaEmbeddingClassifier(nn.Module):
     def __init__(self, config: SimpleNamespace, llama: Llama | None = None):
         super().__init__()
         self.num_labels = config.num_labels
-        self.pooling, self.pad_id = _pooling(config), getattr(config, "pad_id", PAD_ID)
+        self.pooling, self.pad_id = _pooling(config, TRAINED_POOLINGS), getattr(config, "pad_id", PAD_ID)
         self.llama = _load(config) if llama is None else llama
         self.llama.requires_grad_(getattr(config, "option", "finetune") != "pretrain")
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier_head = nn.Linear(self.llama.config.dim, self.num_labels)
+        self.pool_query = nn.Parameter(torch.zeros(self.llama.config.dim)) if self.pooling == "attention" else None
+
+    @torch.no_grad()
+    def start_from_label_words(self, label_ids: Sequence[Sequence[int]]) -> None:
+        """Sets the head to the output rows of the labels' tokens, averaged over a label's tokens, and the bias to 0.
+
+        After the prompt's question this is the zero-shot classifier of the language model: prompt-based fine-tuning
+        (Gao et al. 2021, section 4) and WiSE-FT (Wortsman et al. 2022, section 3) start there.
+        """
+        rows = [self.llama.output.weight[list(ids)].mean(dim=0) for ids in label_ids]
+        self.classifier_head.weight.copy_(torch.stack(rows))
+        self.classifier_head.bias.zero_()
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Log-probabilities (batch, num_labels) of input_ids (batch, seqlen), padded on the right with `pad_id`."""
-        hidden = last_hidden_state(self.llama, input_ids, self.pad_id, self.pooling)
+        if self.pooling in POOLINGS:
+            hidden = last_hidden_state(self.llama, input_ids, self.pad_id, self.pooling)
+        else:
+            hidden = weighted_hidden_state(self.llama, input_ids, self.pad_id, self.pool_query)
         return F.log_softmax(self.classifier_head(self.dropout(hidden)), dim=-1)
 
 
-def _pooling(config: SimpleNamespace) -> str:
+def _pooling(config: SimpleNamespace, known: Sequence[str] = POOLINGS) -> str:
     pooling = getattr(config, "pooling", POOLINGS[0])
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+    if pooling not in known:
+        raise ValueError(f"pooling must be one of {', '.join(known)}, not {pooling!r}")
     return pooling
 
 

@@ -32,10 +32,11 @@ from engine.io.checkpoint import (
 from engine.io.files import sha256_of
 from llama import Llama, from_checkpoint
 from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
+from tasks.sentiment.flags import TASKS
 from utils import DTYPES
 
 ADAPTER_FORMAT = "min-llama-adapter"
-OPTIONAL = ("max_sentence_len", "dtype", "batch_size", "vocabulary")  # fields that older files lack
+OPTIONAL = ("max_sentence_len", "dtype", "batch_size", "vocabulary", "task", "question")  # older files lack these
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what reading a bad file's fields raises
 
 
@@ -49,6 +50,8 @@ class ClassifierInfo:
     dtype: str = "float32"
     batch_size: int = 8
     vocabulary: str | None = None  # digest of the tokenizer's pieces
+    task: str = "reviews"
+    question: str = ""  # follows every sentence
 
     def to_dict(self, folder: Path) -> dict[str, Any]:
         """Plain types; the tokenizer's path is relative to `folder`."""
@@ -72,6 +75,8 @@ class ClassifierInfo:
         for name, value in (("max_sentence_len", info.max_sentence_len), ("batch_size", info.batch_size)):
             if not (isinstance(value, int) and value > 0) and (name, value) != ("max_sentence_len", None):
                 raise ValueError(f"{name} is {value!r}, not a positive whole number")
+        if info.task not in TASKS or not isinstance(info.question, str):
+            raise ValueError(f"task {info.task!r} is not one of {', '.join(TASKS)}, or its question is not text")
         return info
 
 
@@ -129,11 +134,11 @@ def save_adapter(
 
 
 def adapter_state(model: LlamaEmbeddingClassifier) -> dict[str, Tensor]:
-    """Copies of the factors and the head by their names in the model."""
+    """Copies of what LoRA trains, the factors and the head, by their names in the model."""
     return {
         name: tensor.detach().cpu().clone()
         for name, tensor in model.state_dict().items()
-        if name.rpartition(".")[2] in ("lora_A", "lora_B") or name.startswith("classifier_head.")
+        if name.rpartition(".")[2] in ("lora_A", "lora_B", "pool_query") or name.startswith("classifier_head.")
     }
 
 

@@ -20,6 +20,7 @@ from tokenizer import AnyTokenizer
 from utils import pad
 
 SEPARATOR = "|||"
+REVIEW_QUESTION = "Is this movie {names}? This movie is "  # the course's
 UNLABELLED = -1  # the placeholder that the course's README describes; its files contain 0
 PLACEHOLDER_COUNT = 20  # this many labels that are all equal must be placeholders
 LENGTH_NOISE = (1.5, 0.05)  # length jitter before sorting, so that batches differ between epochs
@@ -35,9 +36,21 @@ class Examples:
     sentences: list[str]
     ids: list[list[int]] = field(default_factory=list)
     truncated: int = 0  # number of sentences cut to the limit
+    weights: list[float] = field(default_factory=list)  # in the training loss; empty: all weigh 1
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def chosen(self, indices: Sequence[int]) -> Examples:
+        """The examples at `indices`, not yet tokenised."""
+        weights = [self.weights[index] for index in indices] if self.weights else []
+        labels, sentences = ([column[index] for index in indices] for column in (self.labels, self.sentences))
+        return Examples(self.path, labels, sentences, weights=weights)
+
+    def extended(self, extra: Examples, weight: float) -> Examples:
+        """These examples and `extra` ones, whose weight in the training loss is `weight`; not yet tokenised."""
+        weights = [*(self.weights or [1.0] * len(self)), *[weight] * len(extra)]
+        return Examples(self.path, self.labels + extra.labels, self.sentences + extra.sentences, weights=weights)
 
     @property
     def placeholder(self) -> bool:
@@ -111,13 +124,13 @@ def _parse(position: str, line: str) -> tuple[int, str]:
         raise ValueError(f"{position}: the label {label.strip()[:40]!r} is not a whole number") from None
 
 
-def prompt_suffix(label_names: Sequence[str]) -> str:
+def prompt_suffix(label_names: Sequence[str], question: str = REVIEW_QUESTION) -> str:
     """The course's question, with a space at its end: `Is this movie bad or good? This movie is `."""
     if len(label_names) == 2:
         listed = " or ".join(label_names)
     else:
         listed = ", ".join(label_names[:-1]) + f", or {label_names[-1]}"
-    return f"Is this movie {listed}? This movie is "
+    return question.format(names=listed)
 
 
 def tokenise(
@@ -181,3 +194,9 @@ class SentenceBatches:
         """Ids (rows, longest), padded with `pad_id`, and labels (rows,) of a batch."""
         rows = [self.examples.ids[number] for number in batch]
         return pad(rows, self.pad_id), torch.tensor([self.examples.labels[number] for number in batch])
+
+    def weights(self, batch: np.ndarray) -> Tensor | None:
+        """Weights (rows,) of a batch in the training loss, or None if all weigh 1."""
+        if not self.examples.weights:
+            return None
+        return torch.tensor([self.examples.weights[number] for number in batch])

@@ -22,7 +22,8 @@ from engine.train import distributed
 from llama import Llama
 from tasks import provenance
 from tasks.pretrained import load_model
-from tasks.sentiment.data import Examples, SentenceBatches, read_examples, read_label_names, tokenise
+from tasks.sentiment.data import Examples, SentenceBatches, prompt_suffix, read_label_names, tokenise
+from tasks.sentiment.data_sets import DATA_SETS, read_data_set, split_off, without
 from tasks.sentiment.flags import COURSE_BATCH_SIZES, FinetuneSettings, PromptSettings
 from tasks.sentiment.report import predict_labels, report_split, write_predictions
 from tasks.settings import default_of
@@ -63,6 +64,11 @@ class Experiment:
         fields = {name: getattr(self.settings, name) for name in names if hasattr(self.settings, name)}
         return SimpleNamespace(num_labels=len(self.label_names), pad_id=self.tokenizer.pad_id, **fields)
 
+    @property
+    def question(self) -> str:
+        """The zero-shot question of this task, with a space at its end."""
+        return prompt_suffix(self.label_names, DATA_SETS[self.settings.task].question)
+
     def tokenise_splits(self, limit: int, suffix: str = "") -> None:
         """Tokenises all splits to at most `limit` tokens a sentence; prints how many sentences were truncated."""
         for examples in self.splits.values():
@@ -78,8 +84,8 @@ def load_experiment(settings: PromptSettings | FinetuneSettings, splits: Sequenc
     for target in (settings.dev_out, settings.test_out):
         check_writable(target)
     try:
-        label_names = read_label_names(settings.label_names)
-        data = {split: read_examples(getattr(settings, split), len(label_names)) for split in splits}
+        label_names = _label_names(settings)
+        data = _read_splits(settings, splits, label_names)
     except FileNotFoundError as error:
         hint = "setup.sh puts the course's data into data/, and data/reviews-*.txt are there already"
         raise FileNotFoundError(f"{error} ({hint})") from None
@@ -89,6 +95,41 @@ def load_experiment(settings: PromptSettings | FinetuneSettings, splits: Sequenc
     if settings.no_causal_mask:
         _remove_causal_mask(llama)
     return Experiment(settings, device, label_names, data, llama, tokenizer, path)
+
+
+def _label_names(settings: PromptSettings | FinetuneSettings) -> list[str]:
+    """The names in --label-names or, if only --task is given, the task's own."""
+    names = DATA_SETS[settings.task].names
+    return list(names) if names and "label_names" not in settings.given else read_label_names(settings.label_names)
+
+
+def _read_splits(
+    settings: PromptSettings | FinetuneSettings, splits: Sequence[str], label_names: Sequence[str]
+) -> dict[str, Examples]:
+    """The examples of each split, with the dev set taken from training and the further lines that flags ask for.
+
+    Training sentences of a table, and further lines, that stand in the dev or test set are left out.
+    """
+    share = getattr(settings, "dev_share", 0.0)
+    read = [split for split in splits if split != "dev" or not share]
+    data = {split: read_data_set(getattr(settings, split), settings.task, label_names) for split in read}
+    if share:
+        data["train"], data["dev"] = split_off(data["train"], share, seed=0)
+    held_out = [data[split] for split in ("dev", "test") if split in data]
+    if "train" in data and settings.task != "reviews":
+        data["train"] = _left_out(data["train"], held_out)
+    if (path := getattr(settings, "extra", None)) is not None:
+        extra = _left_out(read_data_set(path, settings.task, label_names), held_out)
+        print(f"load {len(extra)} data from {path}")
+        data["train"] = data["train"].extended(extra, settings.extra_weight)
+    return {split: data[split] for split in splits}
+
+
+def _left_out(examples: Examples, held_out: Sequence[Examples]) -> Examples:
+    kept, dropped = without(examples, held_out)
+    if dropped:
+        print(f"{dropped} sentences of {examples.path} stand in the dev or test set: left out")
+    return kept
 
 
 def _remove_causal_mask(llama: Llama) -> None:
@@ -143,7 +184,8 @@ def write_results(
         figures |= split_figures
     write_json(folder / "result.json", figures)
     settings = experiment.settings
-    data = [settings.label_names, *(examples.path for examples in experiment.splits.values())]
+    named = [settings.label_names] if Path(settings.label_names).exists() else []
+    data = [*named, *(examples.path for examples in experiment.splits.values())]
     provenance.record(targets.values(), "run_llama.py", settings.option, settings, experiment.model_path, data)
     print(f"predictions in {' and '.join(map(str, targets.values()))}; figures in {folder}")
     return figures

@@ -19,6 +19,8 @@ from tasks.settings import (
     seed_number,
 )
 
+TASKS = ("reviews", "sst2", "agnews", "agnews_titles")  # the keys of data_sets.DATA_SETS, which imports torch
+
 COURSE_BATCH_SIZES = {  # data set: option: --batch_size in the course's commands
     "sst": {"prompt": 10, "finetune": 80, "lora": 80},
     "cfimdb": {"prompt": 10, "finetune": 10, "lora": 10},
@@ -41,6 +43,10 @@ class SentimentSettings(ModelSettings, LengthSettings, MachineSettings):
 
     methods: ClassVar[tuple[str, ...]] = ("finetuning", "lora")  # allowed in the names of the output files
 
+    task: str = flag(
+        "reviews", "labels, question and columns of the files: reviews are lines `label ||| sentence`, sst2 and agnews "
+        "are tables (.tsv, .csv)", choices=TASKS,
+    )  # fmt: skip
     train: str = _split_flag("train")
     dev: str = _split_flag("dev")
     test: str = _split_flag("test")
@@ -87,6 +93,25 @@ class FinetuneSettings(TrainingSettings, SentimentSettings):
 
     option: ClassVar[str] = "finetune"
 
+    dev_share: float = flag(
+        0.0, "take this share of --train as the dev set, and read no --dev", type=number(float, 0.0, 0.9), metavar="S"
+    )
+    extra: str | None = flag(
+        None, "further training lines; sentences of the dev and test sets are left out", metavar="FILE"
+    )
+    extra_weight: float = flag(
+        1.0, "weight of a further line in the loss; a line of --train has 1", type=number(float, 0.0, above=True),
+        metavar="W",
+    )  # fmt: skip
+    pooling: str = flag(
+        "last_token", "hidden state to classify: the last real token's, the batch's last column (as the course), "
+        "the mean over tokens, or a learned weighting of them",
+        choices=("last_token", "last_column", "mean", "attention"),
+    )  # fmt: skip
+    head: str = flag(
+        "linear", "a new head on the sentence, or one that starts from the label words after the zero-shot question "
+        "(prompt-based fine-tuning)", choices=("linear", "label_words"),
+    )  # fmt: skip
     hidden_dropout_prob: float = flag(
         0.3, "dropout before the classification head", type=number(float, 0.0, 0.99), metavar="P"
     )

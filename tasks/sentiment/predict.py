@@ -17,8 +17,9 @@ import torch
 from classifier import LlamaEmbeddingClassifier
 from engine.io.files import check_readable, decode_text, read_text
 from tasks.pretrained import fitting_tokenizer
-from tasks.sentiment.checkpoint import load_classifier
+from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier
 from tasks.sentiment.data import UNLABELLED, Examples, SentenceBatches, parse_sentences, tokenise
+from tasks.sentiment.data_sets import TABLES, read_data_set
 from tasks.sentiment.flags import PredictSettings
 from tasks.sentiment.report import accuracy_and_f1, confusion_counts, scored_batches
 from utils import DTYPES, autocast, set_up
@@ -55,8 +56,8 @@ def prepare(settings: PredictSettings) -> Callable[[], None]:
     tokenizer = fitting_tokenizer(
         settings.checkpoint, config.vocab_size, info.vocabulary, settings.tokenizer or info.tokenizer
     )
-    examples = read_input(settings, len(info.label_names))
-    tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len)
+    examples = read_input(settings, info)
+    tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len, info.question)
     if examples.truncated:
         print(f"{examples.truncated} of {len(examples)} sentences are cut to fit", file=sys.stderr)
     dtype = DTYPES[settings.dtype or info.dtype]
@@ -65,13 +66,16 @@ def prepare(settings: PredictSettings) -> Callable[[], None]:
     return lambda: predict(predictor, examples, settings.json)
 
 
-def read_input(settings: PredictSettings, num_labels: int) -> Examples:
+def read_input(settings: PredictSettings, info: ClassifierInfo) -> Examples:
     """The sentences of `--text`, `--input` or standard input, with labels if the input has them."""
     if settings.text is not None:
         if not all(text.strip() for text in settings.text):
             raise ValueError("--text: the sentence is empty")
         sentences = [" ".join(text.split()) for text in settings.text]
         return Examples(Path("--text"), [UNLABELLED] * len(sentences), sentences)
+    num_labels = len(info.label_names)
+    if settings.input is not None and settings.input.endswith(TABLES):
+        return read_data_set(settings.input, info.task, info.label_names)
     if settings.input is not None:
         return parse_sentences(read_text(check_readable(settings.input)), Path(settings.input), num_labels)
     if sys.stdin.isatty():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from classifier import LlamaZeroShotClassifier
-from tasks.sentiment.data import content_free_ids, prompt_suffix
+from tasks.sentiment.data import content_free_ids
 from tasks.sentiment.experiment import data_set_name, load_experiment, variant_suffix, write_results
 from tasks.sentiment.flags import PromptSettings
 
@@ -19,7 +19,7 @@ from tasks.sentiment.flags import PromptSettings
 def prepare(settings: PromptSettings) -> Callable[[], None]:
     """Checks and loads everything; returns the function that classifies. Raises ValueError or OSError."""
     experiment = load_experiment(settings, ("dev", "test"))
-    suffix = prompt_suffix(experiment.label_names)
+    suffix = experiment.question
     # in sequence scoring a label's first token carries the space
     question = suffix if settings.label_scoring == "course" else suffix.rstrip()
     model = LlamaZeroShotClassifier(

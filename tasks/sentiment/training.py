@@ -37,7 +37,7 @@ from tokenizer import vocabulary_digest
 from utils import check_compiler, compile_methods
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
-IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len")
+IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len", "task", "dev_share", "extra_weight", "head")
 LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
 STALE_FILES = ("last.pt", "best.pt", "merged.pt", "log.jsonl")  # of an earlier run in the same folder
 
@@ -48,7 +48,8 @@ class SentimentWorkload:
     def __init__(self, experiment: Experiment, seed: int, save_best: Callable[[nn.Module, Path], None]):
         self.experiment, self.training_batches = experiment, experiment.batches("train", seed)
         self.save_best = save_best
-        self.tally = {"loss": 0.0, "correct": 0.0, "examples": 0.0}  # since the last evaluation, with dropout
+        names = ("loss", "correct", "examples", "weight")
+        self.tally = dict.fromkeys(names, 0.0)  # since the last evaluation, with dropout
 
     def batches_per_epoch(self, epoch: int) -> int:
         """Number of batches in an epoch."""
@@ -58,18 +59,24 @@ class SentimentWorkload:
         """The epoch's batches of sentences of similar length, in random order."""
         return self.training_batches.epoch(epoch)
 
-    def count(self, batch: np.ndarray) -> int:
-        """Number of sentences in the batch."""
-        return len(batch)
+    def count(self, batch: np.ndarray) -> float:
+        """Number of sentences in the batch; a weighted sentence counts with its weight."""
+        weights = self.training_batches.weights(batch)
+        return len(batch) if weights is None else weights.sum().item()
 
     def loss(self, model: LlamaEmbeddingClassifier, batch: np.ndarray) -> Tensor:
-        """Summed negative log-likelihood of the batch's labels."""
+        """Summed negative log-likelihood of the batch's labels, each with its weight."""
         ids, labels = (tensor.to(self.experiment.device) for tensor in self.training_batches.tensors(batch))
         log_probs = model(ids)
-        loss = F.nll_loss(log_probs, labels, reduction="sum")
+        weights = self.training_batches.weights(batch)
+        if weights is None:
+            loss = F.nll_loss(log_probs, labels, reduction="sum")
+        else:
+            loss = F.nll_loss(log_probs, labels, reduction="none") @ weights.to(log_probs)
         self.tally["loss"] += loss.item()
         self.tally["correct"] += (log_probs.argmax(dim=1) == labels).sum().item()
         self.tally["examples"] += len(batch)
+        self.tally["weight"] += self.count(batch)
         return loss
 
     def evaluate(self, model: LlamaEmbeddingClassifier) -> dict[str, float]:
@@ -77,7 +84,8 @@ class SentimentWorkload:
         experiment, count = self.experiment, max(1.0, self.tally["examples"])
         predictions = experiment.predict_split(model, "dev")
         dev = accuracy_and_f1(experiment.splits["dev"].labels, predictions, len(experiment.label_names))
-        figures = {"train_loss": self.tally["loss"] / count, "train_acc": self.tally["correct"] / count}
+        weight = self.tally["weight"] or 1.0
+        figures = {"train_loss": self.tally["loss"] / weight, "train_acc": self.tally["correct"] / count}
         figures |= {"dev_acc": dev["acc"], "dev_macro_f1": dev["macro_f1"], "score": dev["acc"]}
         self.tally.update(dict.fromkeys(self.tally, 0.0))
         return figures
@@ -91,7 +99,7 @@ def prepare(settings: FinetuneSettings) -> Callable[[], None]:
     for split in ("train", "dev"):
         if len(set(experiment.splits[split].labels)) == 1:
             raise ValueError(f"every label of {getattr(settings, split)} is the same: there is nothing to learn")
-    experiment.tokenise_splits(experiment.llama.config.max_seq_len)
+    experiment.tokenise_splits(experiment.llama.config.max_seq_len, _question(experiment))
     seeds = settings.seeds or [settings.seed]
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds names the same seed twice")
@@ -153,9 +161,11 @@ def run_folder(settings: FinetuneSettings, seed: int) -> Path:
 
 def _identity(experiment: Experiment, settings: FinetuneSettings) -> dict[str, Any]:
     """Model, data (by content) and settings that a resumed run must share, except the seed."""
-    files = {name: getattr(settings, name) for name in ("train", "dev", "label_names")}
+    files = {name: getattr(settings, name) for name in ("train", "extra")}
+    files["dev"] = None if settings.dev_share else settings.dev
     files["model"] = experiment.model_path
-    digests = {name: sha256_of(path)[:16] for name, path in files.items()}
+    digests: dict[str, Any] = {name: path and sha256_of(path)[:16] for name, path in files.items()}
+    digests["label_names"] = experiment.label_names
     flags = IDENTITY_FLAGS + (LORA_FLAGS if isinstance(settings, LoraSettings) else ())
     return experiment.llama.config.to_dict() | digests | {name: getattr(settings, name) for name in flags}
 
@@ -203,9 +213,17 @@ def build_classifier(experiment: Experiment) -> LlamaEmbeddingClassifier:
     """A classifier on a copy of the pretrained model; factors and head are drawn from torch's global generator."""
     settings = experiment.settings
     model = LlamaEmbeddingClassifier(experiment.classifier_config(), copy.deepcopy(experiment.llama))
+    if settings.head == "label_words":
+        encode = experiment.tokenizer.encode
+        model.start_from_label_words([encode(name, bos=False, eos=False) for name in experiment.label_names])
     if isinstance(settings, LoraSettings):
         apply_lora(model.llama, settings.lora_rank, settings.lora_alpha, TARGETS[settings.lora_targets])
     return model.to(experiment.device)
+
+
+def _question(experiment: Experiment) -> str:
+    """What follows every sentence: the question that label words answer, or nothing. Their token carries the space."""
+    return experiment.question.rstrip() if experiment.settings.head == "label_words" else ""
 
 
 def _trained_share(model: nn.Module) -> str:
@@ -233,7 +251,7 @@ def _info(run: Run) -> ClassifierInfo:
     tokenizer = experiment.tokenizer
     return ClassifierInfo(
         experiment.label_names, Path(tokenizer.model_path), settings.max_sentence_len, settings.dtype,
-        settings.batch_size, vocabulary_digest(tokenizer),
+        settings.batch_size, vocabulary_digest(tokenizer), settings.task, _question(experiment),
     )  # fmt: skip
 
 
