@@ -1,7 +1,7 @@
 # Every target sets up .venv first; the tests and the linters need its larger form.
 PYTHON := .venv/bin/python
 
-.PHONY: generate submission results ail861 test lint bench clean
+.PHONY: generate submission results methods ail861 test lint bench clean
 
 generate: .venv/ready
 	$(PYTHON) run_llama.py --option generate
@@ -27,6 +27,10 @@ lint: .venv/ready-dev
 
 bench: .venv/ready-dev
 	$(PYTHON) -m bench.generate
+
+# make methods [METHODS_FLAGS="--quick"]
+methods: .venv/ready
+	$(PYTHON) -m tasks.methods.experiments $(METHODS_FLAGS)
 
 ail861: .venv/ready
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-ail861.txt

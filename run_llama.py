@@ -36,6 +36,10 @@ OPTIONS = {
         "classify sentences with a trained classifier",
         "tasks.sentiment.flags:PredictSettings", "tasks.sentiment.predict:prepare",
     ),
+    "wise_ft": Option(
+        "interpolate a zero-shot and a fine-tuned classifier (WiSE-FT)",
+        "tasks.methods.flags:WiseFtSettings", "tasks.methods.wise_ft:prepare",
+    ),
     "addition": Option(
         "answer --prompt 1234+5678= with the shipped adder, or test it",
         "tasks.addition.flags:AdditionSettings", "tasks.addition.evaluate:prepare",

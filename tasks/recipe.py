@@ -37,7 +37,7 @@ def read_recipe(path: str | os.PathLike, program: str, options: Collection[str])
     option, flags = str(content.get("option")), content.get("flags", {})
     if option not in options or not isinstance(flags, dict):
         raise ValueError(f"--recipe {path} needs an `option` of {program} and a table [flags]")
-    return option, [word for name, value in flags.items() for word in _words(name, value)]
+    return option, [word for name, value in flags.items() for word in words_of(name, value)]
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def _parsed(text: str) -> dict[str, Any]:
         raise ValueError("a number has too many digits") from None
 
 
-def _words(name: str, value: Any) -> list[str]:
-    """A recipe's entry as words of a command line."""
+def words_of(name: str, value: Any) -> list[str]:
+    """A flag and its value, as in a recipe, as words of a command line."""
     if isinstance(value, bool):
         return [f"--{name}"] if value else []
     if isinstance(value, list):

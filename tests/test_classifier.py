@@ -9,7 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier, real_lengths
+from classifier import (
+    PAD_ID,
+    LlamaEmbeddingClassifier,
+    LlamaZeroShotClassifier,
+    real_lengths,
+    weighted_hidden_state,
+)
 from engine.io.checkpoint import CheckpointError, load_plain, save_checkpoint, save_plain
 from llama import Llama, from_checkpoint
 from lora import apply_lora, get_lora_optimizer_params, merge_lora_weights
@@ -117,7 +123,29 @@ def test_the_courses_constructor_reads_a_checkpoint(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="2 label names for 3 labels"):
         LlamaZeroShotClassifier(with_path, tokenizer, NAMES[:2])
     with pytest.raises(ValueError, match="pooling must be"):
-        LlamaEmbeddingClassifier(config(pooling="mean"), llama())
+        LlamaEmbeddingClassifier(config(pooling="first"), llama())
+    with pytest.raises(ValueError, match="pooling must be"):  # nothing is trained that could use a mean
+        LlamaZeroShotClassifier(config(pooling="mean"), tokenizer, NAMES, llama())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+def test_mean_and_attention_pooling_are_weighted_means_of_the_real_tokens(causal):
+    base = llama()
+    base.config.causal = causal
+    for layer in base.layers:
+        layer.attention.causal = causal
+    rows = torch.tensor([[5, 6, 7, PAD_ID], [8, 9, PAD_ID, PAD_ID]])
+    lengths = (3, 2)
+    states = [base.hidden_states(row[None, :length])[0] for row, length in zip(rows, lengths, strict=True)]
+    mean = torch.stack([state.mean(dim=0) for state in states])
+    assert torch.allclose(weighted_hidden_state(base, rows, PAD_ID), mean, atol=1e-4)
+    query = torch.randn(base.config.dim)
+    weights = [torch.softmax(state @ query / base.config.dim**0.5, dim=0) for state in states]
+    expected = torch.stack([weight @ state for weight, state in zip(weights, states, strict=True)])
+    assert torch.allclose(weighted_hidden_state(base, rows, PAD_ID, query), expected, atol=1e-4)
+    model = LlamaEmbeddingClassifier(config(pooling="attention"), base)
+    assert torch.allclose(model.classifier_head(mean).log_softmax(dim=1), model.eval()(rows), atol=1e-4)
 
 
 @torch.no_grad()

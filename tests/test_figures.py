@@ -78,17 +78,24 @@ def test_tf_idf_is_what_was_measured(data, heading, columns):
 
 
 def test_the_speeds_of_generation_are_what_was_measured():
-    engines = {
-        "this project": tuple(f"lean {dtype}, batch {batch}" for batch in (1, 20) for dtype in ("float32", "int8")),
-        "transformers": ("transformers float32, batch 1", None, "transformers float32, batch 20", None),
-        "CTranslate2": tuple(f"CTranslate2 {dtype}, batch {n}" for n in (1, 20) for dtype in ("float32", "int8")),
-        "llama2.c `run`, `runq`": ("llama2.c run, batch 1", "llama2.c runq, batch 1", None, None),
-    }
+    columns = [(dtype, batch) for batch in (1, 20) for dtype in ("float32", "bfloat16", "int8")]
+    names = {"this project": "this project, {}", "transformers": "transformers {}", "CTranslate2": "CTranslate2 {}"}
+    engines = {name: [f"{key.format(dtype)}, batch {n}" for dtype, n in columns] for name, key in names.items()}
+    programs = {("float32", 1): "llama2.c run, batch 1", ("int8", 1): "llama2.c runq, batch 1"}
+    engines["llama2.c `run`, `runq`"] = [programs.get(column, "") for column in columns]
     rows = {row[0]: row[1:] for row in table_rows("docs/generation.md") if row[0] in engines}
     assert set(rows) == set(engines)
-    for name, columns in engines.items():
-        speeds = [None if key is None else GENERATION["engines"][key]["tokens_per_second"] for key in columns]
+    for name, keys in engines.items():
+        speeds = [GENERATION["engines"].get(key, {}).get("tokens_per_second") for key in keys]
         assert rows[name] == ["" if speed is None else f"{speed:,.0f}" for speed in speeds], name
+
+
+def test_the_worth_of_the_fast_paths_is_what_was_measured():
+    paths = json.loads((ROOT / "docs" / "fast_paths.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "generation.md").read_text("utf-8")
+    relative = float(re.search(r"Continuous batching is ([\d.]+) times", page)[1])
+    assert all(abs(paths[f"continuous batching, {n} thread(s)"]["relative"] - relative) < 0.1 for n in (1, 2))
+    assert all(paths[f"shipped, {n} thread(s)"]["int8 weights"]["relative"] < 1 for n in (1, 2))
 
 
 def test_the_shipped_models_figures_are_what_was_measured():

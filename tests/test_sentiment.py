@@ -310,7 +310,10 @@ def _has_flags(settings, row: str) -> bool:
 
 
 def test_the_flags_offer_what_the_classifiers_accept():
-    entries = {entry.name: entry for entry in (*dataclasses.fields(PromptSettings), *dataclasses.fields(LoraSettings))}
-    expected = {"pooling": classifier.POOLINGS, "label_scoring": classifier.LABEL_SCORINGS}
-    expected |= {"lora_targets": tuple(lora.TARGETS)}
-    assert {name: entries[name].metadata["keywords"]["choices"] for name in expected} == expected
+    def choices(settings: type, name: str) -> tuple[str, ...]:
+        return next(e.metadata["keywords"]["choices"] for e in dataclasses.fields(settings) if e.name == name)
+
+    assert choices(PromptSettings, "pooling") == classifier.POOLINGS
+    assert choices(LoraSettings, "pooling") == classifier.TRAINED_POOLINGS
+    assert choices(PromptSettings, "label_scoring") == classifier.LABEL_SCORINGS
+    assert choices(LoraSettings, "lora_targets") == tuple(lora.TARGETS)

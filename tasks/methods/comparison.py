@@ -1,0 +1,93 @@
+"""The table and the figure of `tasks.methods.experiments`: each method's figures and its paired gain over a baseline.
+
+    python -m tasks.methods.experiments --quick
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.io.files import write_text
+from tasks import plots
+
+Records = Mapping[str, Mapping[str, Any]]
+SHORTEST = 2  # runs that a deviation needs
+
+
+def write_comparison(results: Records, keys: Sequence[str], folder: Path) -> None:
+    """Writes `README.md` and one figure per data set to `folder`, and prints the tables."""
+    records = [results[key] for key in keys if key in results]
+    parts = ["# Methods against their baselines", "Written by `make methods`. Gains are paired over the same seeds: "
+             "mean ± standard error."]  # fmt: skip
+    for data in dict.fromkeys(record["data"] for record in records):
+        own = [record for record in records if record["data"] == data]
+        lines = table(own)
+        parts.append("\n".join([f"## {data}", "", *lines]))
+        gains = {name: gain for name, gain in dev_gains(own).items() if gain is not None}
+        if gains:
+            plots.gains(gains, f"{data}: gain in dev accuracy", folder / f"{data}.png")
+            parts.append(f"![gains on {data}]({data}.png)")
+    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+    print("\n\n".join(parts[2:]))
+    print(f"wrote {folder / 'README.md'}")
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown lines: a method's runs, dev accuracy and gain, and its accuracy on every set that --final looked at."""
+    sets = list(dict.fromkeys(name for record in records for name in record.get("final", {})))
+    header = ["method", "runs", "dev accuracy", "gain on dev", *[f"{name} accuracy, gain" for name in sets]]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    by_set = {name: accuracies(records, name) for name in ("dev", *sets)}
+    for method, baseline in baselines(records).items():
+        dev = by_set["dev"][method]
+        cells = [method, str(len(dev)), spread(list(dev.values())), _gain(_paired(by_set["dev"], method, baseline))]
+        for name in sets:
+            values = list(by_set[name].get(method, {}).values())
+            cells.append(f"{spread(values)}, {_gain(_paired(by_set[name], method, baseline))}" if values else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def baselines(records: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """The baseline of every method, in the order of the records."""
+    return {record["method"]: record["baseline"] for record in records}
+
+
+def accuracies(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[int, float]]:
+    """Accuracy on a set ("dev" or one that --final looked at), by method and seed."""
+    values: dict[str, dict[int, float]] = {}
+    for record in records:
+        value = record["dev_acc"] if name == "dev" else record.get("final", {}).get(name)
+        if value is not None:
+            values.setdefault(record["method"], {})[record["seed"]] = value
+    return values
+
+
+def dev_gains(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float] | None]:
+    """(mean gain, standard error) in dev accuracy of every method over its baseline, or None if there is none."""
+    dev = accuracies(records, "dev")
+    return {method: _paired(dev, method, baseline) for method, baseline in baselines(records).items()}
+
+
+def _paired(
+    values: Mapping[str, Mapping[int, float]], method: str, baseline: str | None
+) -> tuple[float, float] | None:
+    """Mean and standard error of the differences over the seeds that both methods have; None for fewer than two."""
+    own, other = values.get(method, {}), values.get(baseline or "", {})
+    differences = [own[seed] - other[seed] for seed in own if seed in other]
+    if len(differences) < SHORTEST:
+        return None
+    return statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+
+
+def _gain(gain: tuple[float, float] | None) -> str:
+    return "–" if gain is None else f"{gain[0]:+.3f} ± {gain[1]:.3f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation, or the value if there is only one."""
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) < SHORTEST else f"{mean} ± {statistics.stdev(values):.3f}"

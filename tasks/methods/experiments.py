@@ -1,0 +1,212 @@
+"""Runs a list of experiments, each an ordinary command for several seeds, and compares every method with its baseline.
+
+    make methods                                         (the list in recipes/methods.toml)
+    python -m tasks.methods.experiments --quick          (small runs on the files that ship)
+    python -m tasks.methods.experiments --final          (looks at the test sets and the shifted sets of finished runs)
+
+Finished runs are skipped, and stopped ones resume. Dev figures choose; the test and shifted sets are read by --final.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from engine.train import run_log
+from tasks import cli
+from tasks.methods.comparison import write_comparison
+from tasks.recipe import words_of
+from tasks.settings import positive, seed_number
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUTS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the list: a command's flags, the data sets it runs on, and the row it is compared with."""
+
+    name: str
+    data: Sequence[str]
+    option: str
+    flags: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method on a data set with a seed."""
+
+    method: Method
+    data: str
+    seed: int
+    flags: dict[str, Any]  # of the method and the data set
+    final: dict[str, str]  # sets that only --final reads, by name
+
+    @property
+    def key(self) -> str:
+        """Names the run and, by a digest, its flags: another recipe is another run."""
+        digest = hashlib.sha256(json.dumps(self.flags, sort_keys=True).encode()).hexdigest()[:8]
+        name = "".join(letter if letter.isalnum() else "_" for letter in self.method.name)
+        return f"{self.data}-{name}-{digest}-{self.seed}"
+
+
+def read_list(path: Path, data_folder: Path, seeds: Sequence[int] | None) -> tuple[list[Job], list[str]]:
+    """The jobs of a list, and a line for each file that is missing, whose jobs are left out.
+
+    The list is TOML: `seeds`, a table `[data.NAME]` with `files`, `flags` and `final`, and tables `[[method]]` with the
+    fields of `Method`. Raises OSError or ValueError for a list that cannot be read or used.
+    """
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+        methods = [Method(**entry) for entry in content["method"]]
+        seeds = seeds or content["seeds"]
+        sets = content["data"]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a list of experiments: {error}") from None
+    names = {method.name for method in methods}
+    jobs, missing = [], []
+    for method in methods:
+        if method.option not in OUTPUTS or (method.baseline is not None and method.baseline not in names):
+            unknown = f"an unknown option {method.option} or baseline {method.baseline}"
+            raise ValueError(f"{path}: {method.name} has {unknown}")
+        for name in method.data:
+            if name not in sets:
+                raise ValueError(f"{path}: {method.name} names no data set {name}")
+            files = sets[name]["files"] | method.flags.get("files", {})
+            located = {flag: str(data_folder / file) for flag, file in files.items()}
+            lacking = [file for file in located.values() if not Path(file).exists()]
+            if lacking:
+                missing.append(f"left out: {method.name} on {name}: no {', '.join(lacking)}")
+                continue
+            own = {flag: value for flag, value in method.flags.items() if flag != "files"}
+            flags = sets[name].get("flags", {}) | own | located
+            final = {shift: str(data_folder / file) for shift, file in sets[name].get("final", {}).items()}
+            once = method.option == "prompt"  # nothing is drawn at random
+            jobs += [Job(method, name, seed, flags, final) for seed in (seeds[:1] if once else seeds)]
+    return jobs, missing
+
+
+def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
+    """Runs the command in its own folder, its output in a log there; returns the dev figures and the seconds.
+
+    Raises ChildProcessError, with the last line of the log, if the command fails.
+    """
+    work = folder / job.key
+    work.mkdir(parents=True, exist_ok=True)
+    flags = dict(job.flags) | {"seed": job.seed, "save_dir": work}
+    for split in ("dev", "test"):
+        flags[f"{split}_out"] = work / f"{job.data}-{split}-{OUTPUTS[job.method.option]}-output.txt"
+    command = [sys.executable, "run_llama.py", "--option", job.method.option, *machine]
+    command += [word for flag, value in flags.items() for word in words_of(flag, value)]
+    command += [] if job.method.option == "prompt" else ["--resume"]
+    started = time.perf_counter()
+    with open(work / "output.txt", "a", encoding="utf-8") as output:
+        ended = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    if ended.returncode:
+        last = (work / "output.txt").read_text("utf-8", "replace").strip().split("\n")[-1]
+        raise ChildProcessError(f"{job.key} failed, see {work / 'output.txt'}: {last}")
+    figures = json.loads(next(work.glob("*/result.json")).read_text("utf-8"))
+    for state in work.glob("*/last.pt"):  # three times the model's size, and no longer needed
+        state.unlink()
+    dev = {name: value for name, value in figures.items() if name.startswith("dev_")}
+    return dev | {"seconds": round(time.perf_counter() - started)}
+
+
+def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
+    """Accuracy of a finished run's best model on the test set and every shifted set, by the set's name."""
+    work, accuracies = folder / job.key, {}
+    sets = {"test": job.flags["test"]} | job.final
+    checkpoint = next(iter([*work.glob("*/merged.pt"), *work.glob("*/best.pt")]), None)
+    for name, path in sets.items():
+        if not Path(path).exists():
+            continue
+        if checkpoint is None:  # zero-shot: the set takes the place of the dev set
+            words = ["--option", "prompt", *machine, "--save_dir", str(work / name)]
+            flags = job.flags | {"dev": path, "test": path}
+            flags |= {f"{split}_out": work / f"{name}-{split}-prompting-output.txt" for split in ("dev", "test")}
+            _output_of([*words, *(word for flag, value in flags.items() for word in words_of(flag, value))])
+            figures = json.loads(next((work / name).glob("*/result.json")).read_text("utf-8"))
+            accuracies |= {name: figures["dev_acc"]} if "dev_acc" in figures else {}
+        else:
+            words = ["--option", "predict", "--checkpoint", str(checkpoint), "--input", path, "--json", *machine]
+            summary = json.loads(_output_of(words).strip().split("\n")[-1])
+            accuracies |= {name: summary["accuracy"]} if "accuracy" in summary else {}
+    return accuracies
+
+
+def _output_of(words: Sequence[str]) -> str:
+    command = [sys.executable, "run_llama.py", *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    if ended.returncode:
+        raise ChildProcessError(f"{' '.join(command)} failed: {ended.stderr.strip().splitlines()[-1:]}")
+    return ended.stdout
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of a results file by their keys; a later record completes an earlier one."""
+    results: dict[str, dict[str, Any]] = {}
+    for record in run_log.read(path) if path.exists() else []:
+        results[record["key"]] = results.get(record["key"], {}) | record
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the list; see `cli.carry_out` for the exit codes."""
+    parser = cli.new_parser("methods", __doc__ or "")
+    parser.add_argument("--list", type=Path, help="experiments, default: recipes/methods.toml", metavar="FILE")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data files", metavar="DIR")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", help="instead of the list's", metavar="SEED")
+    parser.add_argument("--only", nargs="+", default=[""], help="only runs whose key contains TEXT", metavar="TEXT")
+    parser.add_argument("--quick", action="store_true", help="the list in recipes/methods_quick.toml: minutes")
+    parser.add_argument("--final", action="store_true", help="look at the test and shifted sets of finished runs")
+    parser.add_argument("--threads", type=positive, help="threads of each run", metavar="N")
+    parser.add_argument("--use_gpu", action="store_true", help="run on the first CUDA device")
+    parser.add_argument("--save_dir", type=Path, default=Path("runs/methods"), help="folder of the runs", metavar="DIR")
+    parser.add_argument("--out", type=Path, help="default: results/methods, or with --quick the runs' folder")
+    args = parser.parse_args(argv)
+    args.list = args.list or ROOT / "recipes" / ("methods_quick.toml" if args.quick else "methods.toml")
+    args.out = args.out or (args.save_dir if args.quick else Path("results/methods"))
+    return cli.carry_out("methods", lambda: prepare(args))
+
+
+def prepare(args: Any) -> cli.Work:
+    """Reads the list and the results so far; returns the work. Raises OSError or ValueError."""
+    folder = args.data if args.data.is_absolute() or not args.quick else ROOT / args.data
+    jobs, missing = read_list(args.list, folder.resolve(), args.seeds)
+    jobs = [job for job in jobs if any(text in job.key for text in args.only)]
+    if not jobs:
+        raise ValueError("\n".join([f"{args.list} has no experiment to run", *missing]))
+    save_dir = args.save_dir.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    machine = [*(["--use_gpu"] if args.use_gpu else []), *(["--threads", str(args.threads)] if args.threads else [])]
+
+    def work() -> None:
+        for line in missing:
+            print(line)
+        path = args.out / "results.jsonl"
+        log = run_log.RunLog(path)
+        for job in tqdm(jobs, desc="experiments", unit="run"):
+            done = read_results(path).get(job.key)
+            if done is None:
+                described = {"method": job.method.name, "baseline": job.method.baseline, "data": job.data}
+                log.write(key=job.key, **described, seed=job.seed, **run_job(job, save_dir, machine))
+            if args.final and "final" not in (done or {}):
+                log.write(key=job.key, final=look_at(job, save_dir, machine))
+        write_comparison(read_results(path), [job.key for job in jobs], args.out)
+
+    return work
+
+
+if __name__ == "__main__":
+    sys.exit(main())

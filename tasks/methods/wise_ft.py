@@ -1,0 +1,168 @@
+"""`--option wise_ft`: interpolates a zero-shot classifier and its fine-tuned form (Wortsman et al. 2022, WiSE-FT).
+
+    python run_llama.py --option wise_ft --checkpoint runs/RUN/best.pt --dev data/cfimdb-dev.txt --shifted reviews.txt
+
+Both ends share every parameter: fine-tuning with `--head label_words` starts from the language model whose head holds
+the label words' output rows. θ(α) = (1 − α)·θ_zero-shot + α·θ_fine-tuned (eq. 1). The dev set chooses α; the shifted
+sets are only measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from classifier import LlamaEmbeddingClassifier
+from engine.io.checkpoint import CheckpointError, read_checkpoint
+from engine.io.files import write_json
+from engine.train.averaging import State, weighted_mean
+from llama import from_checkpoint
+from tasks import plots
+from tasks.methods.flags import WiseFtSettings
+from tasks.pretrained import choose_path, fitting_tokenizer
+from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier, save_classifier
+from tasks.sentiment.data import Examples, tokenise
+from tasks.sentiment.data_sets import read_data_set
+from tasks.sentiment.predict import Predictor
+from tasks.sentiment.report import accuracy_and_f1
+from utils import DTYPES, set_up
+
+
+@dataclass
+class Ends:
+    """The two ends of one line: the states of the zero-shot and of the fine-tuned classifier, and their model."""
+
+    path: Path
+    model: LlamaEmbeddingClassifier
+    info: ClassifierInfo
+    zero_shot: State
+    tuned: State
+
+    def at(self, alpha: float) -> LlamaEmbeddingClassifier:
+        """The model with θ(α) as its parameters."""
+        self.model.load_state_dict(weighted_mean((self.zero_shot, self.tuned), (1.0 - alpha, alpha)))
+        return self.model
+
+
+def prepare(settings: WiseFtSettings) -> Callable[[], None]:
+    """Reads the classifiers and all sets; returns the function that measures. Raises ValueError or OSError."""
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    base = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
+    lines = [read_ends(Path(path), base, settings) for path in settings.checkpoint]
+    sets = read_sets(settings, lines[0])
+    Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
+    alphas = [step / (settings.points - 1) for step in range(settings.points)]
+
+    def measure() -> None:
+        curves = [measure_line(ends, sets, alphas, settings.batch_size, device) for ends in lines]
+        report(lines, curves, alphas, Path(settings.save_dir))
+
+    return measure
+
+
+def read_ends(path: Path, base: Path, settings: WiseFtSettings) -> Ends:
+    """A fine-tuned classifier and the zero-shot classifier of the language model at `base` that it started from.
+
+    Raises CheckpointError if the classifier has another kind of head, or belongs to another language model.
+    """
+    model, info = load_classifier(path)
+    if not info.question:
+        raise CheckpointError(f"{path} has a head without label words: train it with --head label_words")
+    tuned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint = read_checkpoint(base, model.llama.config.norm_type)
+    named = settings.tokenizer or info.tokenizer
+    tokenizer = fitting_tokenizer(base, model.llama.config.vocab_size, info.vocabulary, named)
+    checkpoint.config = model.llama.config
+    try:
+        model.llama = from_checkpoint(checkpoint)
+    except (ValueError, RuntimeError):
+        raise CheckpointError(f"{path} was not trained from {base}: name its language model with "
+                              "--pretrained-model-path") from None  # fmt: skip
+    model.start_from_label_words([tokenizer.encode(name, bos=False, eos=False) for name in info.label_names])
+    zero_shot = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return Ends(path, model.eval(), info, zero_shot, tuned)
+
+
+def read_sets(settings: WiseFtSettings, ends: Ends) -> dict[str, Examples]:
+    """The dev set ("dev") and every shifted set, by the names of their files, tokenised as in training."""
+    info, config = ends.info, ends.model.llama.config
+    tokenizer = fitting_tokenizer(ends.path, config.vocab_size, info.vocabulary, settings.tokenizer or info.tokenizer)
+    sets = {"dev": read_data_set(settings.dev, info.task, info.label_names)}
+    for path in settings.shifted:
+        name = Path(path).stem
+        if name in sets:
+            raise ValueError(f"two sets are named {name}: rename one of the files")
+        sets[name] = read_data_set(path, info.task, info.label_names)
+    for examples in sets.values():
+        if examples.placeholder:
+            raise ValueError(f"{examples.path} has no labels to compare with")
+        tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len, info.question)
+    return sets
+
+
+def measure_line(
+    ends: Ends, sets: dict[str, Examples], alphas: Sequence[float], batch_size: int | None, device: torch.device
+) -> dict[str, list[float]]:
+    """The accuracy of θ(α) on every set, for each α, by the set's name."""
+    curve: dict[str, list[float]] = {name: [] for name in sets}
+    ends.model.to(device)
+    for alpha in tqdm(alphas, desc=ends.path.parent.name, unit="α"):
+        names, dtype = list(ends.info.label_names), DTYPES[ends.info.dtype]
+        predictor = Predictor(ends.at(alpha), names, batch_size or ends.info.batch_size, dtype, device)
+        for name, examples in sets.items():
+            predictions = predictor.probabilities(examples).argmax(axis=1)
+            curve[name].append(accuracy_and_f1(examples.labels, predictions, len(names))["acc"])
+    return curve
+
+
+def chosen_alpha(alphas: Sequence[float], dev: Sequence[float]) -> int:
+    """The index of the best dev accuracy; of several, the one in their middle."""
+    best = [index for index, value in enumerate(dev) if value == max(dev)]
+    return best[len(best) // 2]
+
+
+def report(
+    lines: Sequence[Ends], curves: Sequence[dict[str, list[float]]], alphas: Sequence[float], folder: Path
+) -> None:
+    """Prints the table and writes it, the figure, and the model of the chosen α of every line."""
+    indices = [chosen_alpha(alphas, curve["dev"]) for curve in curves]
+    rows = []
+    for ends, curve, index in zip(lines, curves, indices, strict=True):
+        target = folder / f"{ends.path.parent.name or ends.path.stem}-wise_ft.pt"
+        save_classifier(target, ends.at(alphas[index]), ends.info)
+        rows.append({"checkpoint": str(ends.path), "alpha": alphas[index], "accuracy": curve, "model": target.name})
+        print(f"{ends.path}: dev chooses α = {alphas[index]:g}; wrote {target}")
+    for name in curves[0]:
+        ends_of = {"zero-shot": 0, "fine-tuned": -1}
+        figures = {label: [curve[name][at] for curve in curves] for label, at in ends_of.items()}
+        figures["chosen α"] = [curve[name][index] for curve, index in zip(curves, indices, strict=True)]
+        print(f"{name}: " + ", ".join(f"{label} {_spread(values)}" for label, values in figures.items()))
+        gains = [chosen - tuned for chosen, tuned in zip(figures["chosen α"], figures["fine-tuned"], strict=True)]
+        print(f"{name}: chosen α against fine-tuned {_spread(gains, error=True)}")
+    write_json(folder / "wise_ft.json", {"alphas": list(alphas), "runs": rows})
+    shifted = {name for name in curves[0] if name != "dev"}
+    if shifted:
+        drawn = {name: _mean_line(curves, name) for name in sorted(shifted)}
+        middle = sorted(indices)[len(indices) // 2]
+        plots.interpolation(drawn, ("zero-shot (α = 0)", "fine-tuned (α = 1)"), middle, folder / "wise_ft.png")
+    print(f"table and figure in {folder}" if shifted else f"table in {folder}")
+
+
+def _mean_line(curves: Sequence[dict[str, list[float]]], name: str) -> list[tuple[float, float]]:
+    """(dev accuracy, accuracy on the set) for each α, averaged over the runs."""
+    pairs = [list(zip(curve["dev"], curve[name], strict=True)) for curve in curves]
+    return [tuple(map(statistics.mean, zip(*points, strict=True))) for points in zip(*pairs, strict=True)]
+
+
+def _spread(values: Sequence[float], error: bool = False) -> str:
+    """Mean ± standard deviation, or ± standard error of the mean; the mean alone of a single value."""
+    mean = f"{statistics.mean(values):+.3f}" if error else f"{statistics.mean(values):.3f}"
+    if len(values) == 1:
+        return mean
+    deviation = statistics.stdev(values)
+    return f"{mean} ± {deviation / len(values) ** 0.5 if error else deviation:.3f}"
