@@ -70,7 +70,7 @@ def read_list(path: Path, data_folder: Path, seeds: Sequence[int] | None) -> tup
     try:
         content = tomllib.loads(path.read_text("utf-8"))
         methods = [Method(**entry) for entry in content["method"]]
-        seeds = seeds or content["seeds"]
+        drawn = list(seeds or content["seeds"])
         sets = content["data"]
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a list of experiments: {error}") from None
@@ -93,7 +93,7 @@ def read_list(path: Path, data_folder: Path, seeds: Sequence[int] | None) -> tup
             flags = sets[name].get("flags", {}) | own | located
             final = {shift: str(data_folder / file) for shift, file in sets[name].get("final", {}).items()}
             once = method.option == "prompt"  # nothing is drawn at random
-            jobs += [Job(method, name, seed, flags, final) for seed in (seeds[:1] if once else seeds)]
+            jobs += [Job(method, name, seed, flags, final) for seed in (drawn[:1] if once else drawn)]
     return jobs, missing
 
 
