@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.io.files import write_text
-from tasks import plots
+from tasks.methods.figures import draw_gains
 
 Records = Mapping[str, Mapping[str, Any]]
 SHORTEST = 2  # runs that a deviation needs
@@ -28,7 +28,7 @@ def write_comparison(results: Records, keys: Sequence[str], folder: Path) -> Non
         parts.append("\n".join([f"## {data}", "", *lines]))
         gains = {name: gain for name, gain in dev_gains(own).items() if gain is not None}
         if gains:
-            plots.gains(gains, f"{data}: gain in dev accuracy", folder / f"{data}.png")
+            draw_gains(gains, f"{data}: gain in dev accuracy", folder / f"{data}.png")
             parts.append(f"![gains on {data}]({data}.png)")
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
     print("\n\n".join(parts[2:]))

@@ -22,7 +22,7 @@ from engine.io.checkpoint import CheckpointError, read_checkpoint
 from engine.io.files import write_json
 from engine.train.averaging import State, weighted_mean
 from llama import from_checkpoint
-from tasks import plots
+from tasks.methods.figures import interpolation
 from tasks.methods.flags import WiseFtSettings
 from tasks.pretrained import choose_path, fitting_tokenizer
 from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier, save_classifier
@@ -149,7 +149,7 @@ def report(
     if shifted:
         drawn = {name: _mean_line(curves, name) for name in sorted(shifted)}
         middle = sorted(indices)[len(indices) // 2]
-        plots.interpolation(drawn, ("zero-shot (α = 0)", "fine-tuned (α = 1)"), middle, folder / "wise_ft.png")
+        interpolation(drawn, ("zero-shot (α = 0)", "fine-tuned (α = 1)"), middle, folder / "wise_ft.png")
     print(f"table and figure in {folder}" if shifted else f"table in {folder}")
 
 
