@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import io
+import math
 import re
 import struct
 from importlib import import_module
@@ -86,18 +88,38 @@ class BinTokenizer:
         for character in text:
             raw = character.encode("utf-8")
             ids += [self.ids[raw]] if raw in self.ids else [byte + 3 for byte in raw]
-        while (merge := self._best_merge(ids)) is not None:
-            ids[merge[0] : merge[0] + 2] = [merge[1]]
-        return _framed(ids, self, bos, eos)
+        return _framed(self._merged(ids), self, bos, eos)
 
-    def _best_merge(self, ids: list[int]) -> tuple[int, int] | None:
-        """(index, merged id) of the pair with the highest score, leftmost first; None if no pair merges."""
-        best, best_score = None, -float("inf")
-        for place in range(len(ids) - 1):
-            merged = self.ids.get(self.pieces[ids[place]] + self.pieces[ids[place + 1]])
-            if merged is not None and self.scores[merged] > best_score:
-                best, best_score = (place, merged), self.scores[merged]
-        return best
+    def _merged(self, ids: list[int]) -> list[int]:
+        """Merges the pair with the highest score, the leftmost of equals, until no pair merges: O(n log n) with a heap.
+
+        A merged pair keeps the left place; the right one becomes −1. A heap entry counts while its two ids stand.
+        """
+        slots = list(ids)
+        before, after = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))
+        heap: list[tuple[float, int, int, int, int]] = []  # (−score, left place, left id, right id, merged id)
+
+        def offer(left: int) -> None:
+            if left < 0 or after[left] >= len(ids):
+                return
+            pair = slots[left], slots[after[left]]
+            merged = self.ids.get(self.pieces[pair[0]] + self.pieces[pair[1]])
+            if merged is not None and self.scores[merged] > -math.inf:
+                heapq.heappush(heap, (-self.scores[merged], left, *pair, merged))
+
+        for left in range(len(ids) - 1):
+            offer(left)
+        while heap:
+            _, left, first, second, merged = heapq.heappop(heap)
+            right = after[left]
+            if right >= len(ids) or (slots[left], slots[right]) != (first, second):
+                continue  # one of the two has been merged since
+            slots[left], slots[right], after[left] = merged, -1, after[right]
+            if after[right] < len(ids):
+                before[after[right]] = left
+            offer(before[left])
+            offer(left)
+        return [piece for piece in slots if piece >= 0]
 
     def decode(self, t: list[int]) -> str:
         """The text of the ids, without the space that `encode` put before it; broken UTF-8 is replaced."""

@@ -134,18 +134,6 @@ def test_the_fastest_number_of_threads_is_found_and_a_named_one_is_kept(checkpoi
     assert run_llama.main([*base, "--threads", "1"]) == 0 and asked[-1] == 1
 
 
-def test_text_stream_gives_the_decoded_text_piece_by_piece():
-    tokenizer = load_tokenizer(TOKENIZER)
-    text = "Zoë 🐉 ate   two  naïve cafés…\nand “more” 漢字."
-    ids = tokenizer.encode(text, bos=True, eos=False)
-    for split in range(1, len(ids)):
-        stream = generate.TextStream(tokenizer, ids[:split])
-        pieces = [stream.add(token) for token in ids[split:]]
-        prompt = tokenizer.decode(ids[:split])
-        if "\ufffd" not in prompt:  # a prompt that ends within a character cannot be shown whole
-            assert prompt + "".join(pieces) == text
-
-
 def test_generation_ends_at_eos_and_eos_is_not_shown(checkpoint, capsys, monkeypatch):
     tokenizer = load_tokenizer(TOKENIZER)
     monkeypatch.setattr(Sampler, "choose", lambda self, logits, generator: logits[:, 0].long() * 0 + tokenizer.eos_id)

@@ -75,7 +75,11 @@ def generate(
 
 
 def window_start(length: int, limit: int, slide: int) -> int:
-    """Tokens dropped from the front of `length` tokens: the least multiple of `slide` that leaves at most `limit`."""
+    """Tokens dropped from the front of `length` tokens: the least multiple of `slide` that leaves at most `limit`.
+
+    A `slide` of more than `limit` would drop every token; half the window is dropped then.
+    """
+    slide = slide if slide <= limit else max(1, limit // 2)
     return max(0, -(-(length - limit) // slide) * slide)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLDEST = 1e-30  # logits divided by less would overflow float32; the distribution has long been one-hot
+
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Keeps the k most likely tokens (Fan et al. 2018); ties keep the lower ids."""
@@ -77,7 +79,7 @@ class Sampler:
 
     def logits(self, logits: Tensor) -> Tensor:
         """The tempered and truncated logits to sample from."""
-        logits = logits.float() / self.temperature
+        logits = logits.float() / max(self.temperature, COLDEST)
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None and self.top_p < 1.0:

@@ -51,18 +51,22 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
-    """Writes `content` as indented JSON, atomically; a number that is not finite becomes null."""
-    write_text(path, json.dumps(without_infinities(content), indent=indent) + "\n")
+def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
+    """Writes `content` as indented JSON, atomically."""
+    write_text(path, json_text(content, indent) + "\n")
 
 
-def without_infinities(content: Any) -> Any:
-    """The same lists, dictionaries and values, with null for every number that JSON cannot express."""
-    if isinstance(content, dict):
-        return {name: without_infinities(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [without_infinities(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+def json_text(content: Any, indent: int | None = None) -> str:
+    """`content` as JSON; a number that is not finite, which JSON cannot hold, becomes null at any depth."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -158,7 +162,7 @@ def read_json(path: str | os.PathLike) -> Any:
     return parse_json(read_text(path), path)
 
 
-def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError for any other content, OSError if the file cannot be read."""
     content = read_json(path)
     if not isinstance(content, dict):

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.io.files import without_infinities, write_text
+from engine.io.files import json_text, write_text
 
 
 class RunLog:
@@ -63,7 +63,7 @@ def _run_name(log: Path) -> Path:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(without_infinities(record)) + "\n"
+    return json_text(record) + "\n"
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

@@ -33,6 +33,9 @@ SENTENCE = (
 )
 RULE = "---------------"
 BETWEEN = f"\n{RULE}\n"
+REPLACEMENT = "\ufffd"  # what bytes that are no character decode to
+INCOMPLETE = 3  # bytes of a character whose last byte is missing, at most
+WINDOW, CONTEXT = 48, 8  # tokens after which the streamed window is shortened, and what is left of it
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,38 @@ class Continuation:
 
 
 class TextStream:
-    """Turns tokens into text as they arrive; a character is held back until all its bytes are there."""
+    """Turns tokens into text as they arrive; all pieces together are what `decode` gives for all tokens.
 
-    def __init__(self, tokenizer: AnyTokenizer, prompt: list[int]):
-        self.tokenizer, self.ids = tokenizer, list(prompt)
-        self.start, self.shown = 0, len(prompt)  # ids[start:shown] are on screen and give the context for decoding
+    The text of a token depends on those before it: a tokenizer drops the first space, and a character may take several
+    tokens. So a window of recent tokens is decoded again, and what may be an incomplete character is held back.
+    """
 
-    def add(self, token: int) -> str:
-        """The text that `token` completes: the difference it makes to the decoded context."""
-        self.ids.append(token)
-        before = self.tokenizer.decode(self.ids[self.start : self.shown])
-        after = self.tokenizer.decode(self.ids[self.start :])
-        if after.endswith("\ufffd") or len(after) <= len(before):
-            return ""
-        self.start, self.shown = self.shown, len(self.ids)
-        return after[len(before) :]
+    def __init__(self, tokenizer: AnyTokenizer):
+        self.tokenizer, self.ids = tokenizer, []
+        self.start, self.shown = 0, 0  # the window ids[start:], and how many characters of its text are on screen
+
+    def add(self, *tokens: int) -> str:
+        """The text that the tokens complete."""
+        self.ids += tokens
+        text = self.tokenizer.decode(self.ids[self.start :])
+        complete = text.rstrip(REPLACEMENT)
+        complete += REPLACEMENT * (len(text) - len(complete) - INCOMPLETE)  # the others are no unfinished character
+        new, self.shown = complete[self.shown :], max(self.shown, len(complete))
+        if len(self.ids) - self.start > WINDOW and complete == text:
+            self._shorten(text)
+        return new
+
+    def finish(self) -> str:
+        """The text that was held back, at the end."""
+        return self.tokenizer.decode(self.ids[self.start :])[self.shown :]
+
+    def _shorten(self, text: str) -> None:
+        """Moves the window's start to a place where both sides, decoded apart, give `text`, except a space between."""
+        for cut in range(len(self.ids) - CONTEXT, len(self.ids) - 2 * CONTEXT, -1):
+            before, after = (self.tokenizer.decode(ids) for ids in (self.ids[self.start : cut], self.ids[cut:]))
+            if after and REPLACEMENT not in before[-1:] + after[0] and text in (before + after, f"{before} {after}"):
+                self.start, self.shown = cut, len(after)
+                return
 
 
 @dataclass(frozen=True)
@@ -201,12 +221,12 @@ def _continuations(settings: GenerateSettings) -> list[Continuation]:
 
 def _show(tokens: Iterable[Tensor], tokenizer: AnyTokenizer, prompt: list[int]) -> list[int]:
     """Prints the prompt and each piece of text as its token arrives; returns all ids, without EOS."""
-    text = TextStream(tokenizer, prompt)
-    print(tokenizer.decode(prompt), end="", flush=True)
+    text = TextStream(tokenizer)
+    print(text.add(*prompt), end="", flush=True)
     try:
         for step in tokens:
             if (token := int(step[0])) != tokenizer.eos_id:
                 print(text.add(token), end="", flush=True)
     finally:
-        print(flush=True)
+        print(text.finish(), flush=True)
     return text.ids

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.io.files import write_text
+from engine.io.files import write_json, write_text
 from engine.train import distributed
 from tasks import plots
 from tasks.sentiment.data import Examples, SentenceBatches
@@ -87,7 +86,7 @@ def report_split(
     matrix = confusion_counts(examples.labels, predictions, len(label_names))
     heading = f"{title}: accuracy {figures['acc']:.3f}"
     plots.confusion_matrix(matrix, label_names, folder / f"{split}-confusion.png", heading)
-    write_text(folder / f"{split}-confusion.json", json.dumps({"names": list(label_names), "matrix": matrix}) + "\n")
+    write_json(folder / f"{split}-confusion.json", {"names": list(label_names), "matrix": matrix}, indent=None)
     lines = [f"{split} acc :: {figures['acc']:.3f}", f"{split} macro-F1 :: {figures['macro_f1']:.3f}"]
     return lines, {f"{split}_{name}": value for name, value in figures.items()}
 
