@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from engine.io.files import atomic_path, check_writable
 from tasks import cli
 from tasks.addition.problems import pair_number, problem_text, read_problems, sample_problems
+from tasks.settings import count, input_file, seed_number
 
 
 def generate_addition_data(n: int, seed: int | None = None, excluded: np.ndarray | None = None) -> list[str]:
@@ -42,11 +42,11 @@ def _write(n: int, text: bytes, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes a file of problems; bad input ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--n", type=int, required=True, help="how many problems")
-    parser.add_argument("--seed", type=int, default=1337, help="seed of the draw")
+    parser = cli.new_parser("addition_data_generation.py", __doc__.split("\n")[0])
+    parser.add_argument("--n", type=count, required=True, help="how many problems")
+    parser.add_argument("--seed", type=seed_number, default=1337, help="seed of the draw")
     parser.add_argument("--out", required=True, help="file to write")
-    parser.add_argument("--exclude", nargs="*", default=[], help="files whose problems are not drawn")
+    parser.add_argument("--exclude", nargs="*", type=input_file, default=[], help="files whose problems are not drawn")
     args = parser.parse_args(argv)
 
     def prepare() -> cli.Work:

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import io
 import os
 import sys
 import time
@@ -73,12 +74,26 @@ class Program:
 
 
 def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """An empty parser that answers a refused flag in one line and shows the defaults in its help."""
+    """An empty parser that answers a refused flag in one line and shows the defaults in its help.
+
+    From here on a console that cannot show a character shows a question mark instead.
+    """
+    for console in (sys.stdout, sys.stderr):
+        if isinstance(console, io.TextIOWrapper):
+            console.reconfigure(errors="replace")
     return _Parser(prog=prog, description=description, formatter_class=_HelpFormatter)
 
 
 class _Parser(argparse.ArgumentParser):
     """Answers a refused flag in one line."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses words that are not valid text, such as bytes that are not UTF-8."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words:
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                self.error(f"an argument is not valid UTF-8 text: {word[:60]!a}")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog.split()[0]}: {message}")

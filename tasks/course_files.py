@@ -8,7 +8,6 @@ without them; that is not an error.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import urllib.error
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from engine.io.files import atomic_path
+from tasks.cli import new_parser
 
 COURSE = "https://raw.githubusercontent.com/ialdarmaki/anlp-spring2026-hw1/main/"
 TIMEOUT = 10  # seconds without an answer or a byte of data
@@ -136,7 +136,7 @@ def _download(address: str, target: Path, name: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Provides every file; returns 0 even if some are missing, 2 for a folder that does not exist."""
-    parser = argparse.ArgumentParser(prog="course_files.py", description=(__doc__ or "").split("\n")[0])
+    parser = new_parser("course_files.py", (__doc__ or "").split("\n")[0])
     parser.add_argument("--from", dest="folder", metavar="DIR", help="copy from this folder; nothing is fetched")
     parser.add_argument("--offline", action="store_true", help="fetch nothing; report what is missing")
     parser.add_argument("--into", default=".", metavar="DIR", help="write the files into this folder")

@@ -11,7 +11,7 @@ import torch
 
 from engine.io.checkpoint import Checkpoint, CheckpointError, is_padding, read_checkpoint
 from llama import Llama, from_checkpoint
-from tasks.settings import ModelSettings
+from tasks.settings import ModelSettings, input_file
 from tokenizer import TOKENIZER_MODEL, AnyTokenizer, load_tokenizer, vocabulary_digest
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "stories.pt"
@@ -85,7 +85,7 @@ def fitting_tokenizer(
 def _load(model_path: str | Path, tokenizer_path: str | Path | None, max_len: int | None) -> AnyTokenizer:
     if tokenizer_path is None and Path(model_path).is_dir():
         raise FileNotFoundError(f"{model_path} has no tokenizer.json or tokenizer.model: name one with --tokenizer")
-    return load_tokenizer(tokenizer_path or TOKENIZER_MODEL, max_len)
+    return load_tokenizer(tokenizer_path or input_file(TOKENIZER_MODEL), max_len)
 
 
 def _check_pieces(model_path: str | Path, vocab_size: int, vocabulary: str | None, tokenizer: AnyTokenizer) -> None:

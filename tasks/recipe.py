@@ -15,7 +15,7 @@ from collections.abc import Collection
 from typing import Any
 
 from engine.io.files import read_text
-from tasks.settings import Settings
+from tasks.settings import Settings, input_file
 
 NOT_REPEATED = ("resume", "recipe", "tensorboard")  # how a run was continued or watched
 
@@ -27,7 +27,7 @@ def read_recipe(path: str | os.PathLike, program: str, options: Collection[str])
     read and ValueError for one that is no recipe of this program.
     """
     try:
-        content = _parsed(read_text(path))
+        content = _parsed(read_text(input_file(os.fspath(path))))
     except FileNotFoundError:
         raise FileNotFoundError(f"--recipe {path}: no such file (the recipes that ship are in recipes/)") from None
     except ValueError as error:

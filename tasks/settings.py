@@ -15,12 +15,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_MODEL = "stories42M.pt"
+LONGEST_NUMBER = 100  # characters of a number on the command line
+MANY_THREADS = 64  # more than this, and than four for each processor, are refused: OpenMP would crash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +60,20 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
+def input_flag(default: Any, help: str, **more: Any) -> Any:
+    """A field whose flag names a file to read; see `input_file` for where it is found, and `flag` for `more`."""
+    return flag(default, help, type=input_file, metavar="FILE", **more)
+
+
 def number(kind: type, low: float, high: float | None = None, above: bool = False) -> Callable[[str], float]:
     """An argparse type: a number of at least `low` (more than it, if `above`) and at most `high`."""
 
     def parse(text: str) -> float:
+        if len(text) > LONGEST_NUMBER:
+            raise argparse.ArgumentTypeError(f"must be a number, not {text[:20]}… ({len(text):,} characters)")
         value = kind(text)
+        if math.isinf(value):
+            raise argparse.ArgumentTypeError(f"must be finite, not {text}")
         fits = value > low if above else value >= low
         if not fits or (high is not None and value > high):
             bounds = f"{'more than' if above else 'at least'} {low}" + (f" and at most {high}" if high else "")
@@ -73,8 +87,29 @@ def number(kind: type, low: float, high: float | None = None, above: bool = Fals
 positive = number(int, 1)
 count = number(int, 0)
 seed_number = number(int, 0, 2**63 - 1)
+epoch_count = number(int, 1, 1_000_000)
 rate = number(float, 0.0)
 share = number(float, 0.0, 1.0)
+
+
+def thread_count(text: str) -> int:
+    """An argparse type: a number of threads that this machine can start."""
+    processors = os.cpu_count() or 1
+    value, most = int(positive(text)), max(MANY_THREADS, 4 * processors)
+    if value > most:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {most} on this machine, which has {processors} processors, not {text}"
+        )
+    return value
+
+
+thread_count.__name__ = "whole number"
+
+
+def input_file(path: str) -> str:
+    """An argparse type: a file to read. What ships is found beside the code, wherever the user stands."""
+    beside = ROOT / path
+    return str(beside) if path and not os.path.exists(path) and beside.exists() else path
 
 
 def default_of(entry: dataclasses.Field) -> Any:
@@ -93,7 +128,7 @@ class CpuSettings(Settings):
     """seed and machine"""
 
     seed: int = flag(1337, "seed of every random draw", type=seed_number, metavar="N")
-    threads: int | None = flag(None, "CPU threads; chosen by torch if not given", type=positive, metavar="N")
+    threads: int | None = flag(None, "CPU threads; chosen by torch if not given", type=thread_count, metavar="N")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +168,12 @@ class WeightSettings(Settings):
 class ModelSettings(WeightSettings):
     """the model to start from"""
 
-    pretrained_model_path: str = flag(
+    pretrained_model_path: str = input_flag(
         DEFAULT_MODEL, "the course's .pt, llama2.c's .pt or .bin, this project's, a GGUF file or a Hugging Face folder",
-        metavar="FILE",
         names=("--pretrained-model-path",),
     )  # fmt: skip
-    tokenizer: str | None = flag(
+    tokenizer: str | None = input_flag(
         None, "SentencePiece .model, llama2.c's .bin, tokenizer.json or words .json, instead of the model's own",
-        metavar="FILE",
     )  # fmt: skip
 
 
@@ -166,7 +199,7 @@ class LogSettings(Settings):
 class TrainingSettings(LogSettings):
     """training"""
 
-    epochs: int = flag(5, "passes over the data", type=positive, metavar="N")
+    epochs: int = flag(5, "passes over the data", type=epoch_count, metavar="N")
     lr: float = flag(2e-5, "peak learning rate", type=rate, metavar="RATE")
     schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))
     warmup_steps: int = flag(0, "steps over which the learning rate rises", type=count, metavar="N")

@@ -6,6 +6,8 @@ CPU's cache. `plain_cross_entropy` is the oracle.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,14 @@ from torch import Tensor
 IGNORED = -100
 CHUNK = 512
 GPU_CHUNK = 8192  # a GPU needs large products
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a loss in nats per token; infinity where float64 cannot hold it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -255,20 +255,24 @@ class Trainer:
             self.model, self.optimizer, batches, self.workload.count, self.workload.loss,
             lambda: autocast(self.device, self.dtype), self.scaler,
         )  # fmt: skip
-        self._check_finite(total, self.peak_rates[0] * factor)
+        scaled = self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0  # skipped, with a lower scale next
+        if not (math.isfinite(total) or scaled):
+            raise self._not_finite(f"the loss is {total}", progress.step + 1)
         progress.skipped += self.scaler.get_scale() < scale
         progress.step += 1
         progress.targets += targets
         return total, self.peak_rates[0] * factor
 
-    def _check_finite(self, loss: float, rate: float) -> None:
-        scaled = self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0  # the step is skipped with a lower scale
-        if math.isfinite(loss) or scaled:
-            return
+    def _check_weights(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._not_finite("a weight is not finite", self.progress.step)
+
+    def _not_finite(self, what: str, step: int) -> NotFiniteError:
+        rate = self.optimizer.param_groups[0]["lr"]
         kept = f"; {self.state_path} holds the last good state" if self.saved else ""
-        raise NotFiniteError(
-            f"the loss is {loss} at step {self.progress.step + 1} with learning rate {rate:.2e}: try a lower --lr, a "
-            f"longer --warmup_steps or --max_grad_norm 1{kept}"
+        return NotFiniteError(
+            f"{what} at step {step} with learning rate {rate:.2e}: try a lower --lr, a longer --warmup_steps or "
+            f"--max_grad_norm 1{kept}"
         )
 
     def _after_step(self, epoch_ends: bool, bar: tqdm) -> None:
@@ -282,6 +286,7 @@ class Trainer:
         return self.progress.step % every == 0 if every else epoch_ends
 
     def _evaluate(self, bar: tqdm) -> None:
+        self._check_weights()
         self._gather_tally()
         self.model.eval()
         with torch.no_grad(), autocast(self.device, self.dtype):
@@ -292,8 +297,8 @@ class Trainer:
             processor_seconds=progress.processor_seconds, **measured,
         )  # fmt: skip
         bar.write(self.describe(progress, measured))
-        if math.isnan(measured["score"]):
-            raise NotFiniteError(f"the model's score is not a number after step {progress.step}: try a lower --lr")
+        if not math.isfinite(measured["score"]):
+            raise self._not_finite("the model's score is not finite", progress.step)
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0
             if distributed.is_first():
@@ -310,7 +315,8 @@ class Trainer:
             tally[name] = sum(one[name] for one in everyone) if distributed.is_first() else 0.0
 
     def save(self) -> None:
-        """Writes the state to resume from, atomically."""
+        """Writes the state to resume from, atomically. Raises NotFiniteError for a model that is broken."""
+        self._check_weights()
         self._gather_tally()
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":

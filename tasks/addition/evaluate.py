@@ -18,6 +18,8 @@ from tasks.addition.problems import OPERANDS, read_problems
 from tasks.addition.testing import answers, breakdown, exhaustive, is_right, load_adder, parse_prompt
 from tasks.addition.workload import Problems
 from tasks.cli import Work
+from tasks.settings import ROOT, input_file
+from tasks.shipped import is_shipped
 
 SHOWN = 20  # wrong answers printed; the summary lists all
 SUMMARY = "experiment_summary.json"
@@ -40,7 +42,7 @@ class TestSet:
 def prepare_test(settings: AdderTest) -> Work:
     """Checks checkpoint and problems; returns what tests. Raises ValueError or OSError."""
     device = device_of(settings)
-    model, folder = load_adder(settings.checkpoint, device), Path(settings.checkpoint).parent
+    model, folder = load_adder(settings.checkpoint, device), _results_folder(settings.checkpoint)
     run = _test_set(settings)
     for name in OF_TRAINING:  # read again after the test
         _read_json(folder / name)
@@ -52,12 +54,18 @@ def prepare_test(settings: AdderTest) -> Work:
     return lambda: _test(model, run, folder, settings)
 
 
+def _results_folder(checkpoint: str) -> Path:
+    """Where the checkpoint lies; the current folder for a shipped one that is tested from outside the project."""
+    outside = not Path.cwd().is_relative_to(ROOT)
+    return Path() if outside and is_shipped(checkpoint) else Path(checkpoint).parent
+
+
 def _test_set(settings: AdderTest) -> TestSet:
     path, most = Path(settings.test_file), settings.max_test_examples
     a, b = read_problems(path)
     cut = most is not None and most < len(a)
     name = f"{path.stem}, first {most}" if cut else path.stem
-    return TestSet(name, Problems.of(a[:most], b[:most]), path == Path(TEST_FILE) and not cut)
+    return TestSet(name, Problems.of(a[:most], b[:most]), path == Path(input_file(TEST_FILE)) and not cut)
 
 
 def _leads(summary: dict, run: TestSet) -> bool:

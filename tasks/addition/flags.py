@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.settings import LogSettings, MachineSettings, Settings, count, flag, number, positive, rate, share
+from tasks.settings import (
+    LogSettings,
+    MachineSettings,
+    Settings,
+    count,
+    epoch_count,
+    flag,
+    input_flag,
+    number,
+    positive,
+    rate,
+    share,
+)
 
 CAPACITY = 5_808_844_800_000
 BEST = "addition_models/best_model/best_model.pth"
@@ -19,7 +31,7 @@ above_zero = number(float, 0.0, above=True)
 class CourseTraining(MachineSettings):
     """the course's flags"""
 
-    epochs: int = flag(10, "passes over the training problems", type=positive, metavar="N")
+    epochs: int = flag(10, "passes over the training problems", type=epoch_count, metavar="N")
     batch_size: int = flag(1024, "problems per step", type=positive, metavar="N")
     lr: float = flag(1e-3, "peak learning rate", type=rate, metavar="RATE")
     save_dir: str = flag("addition_models/best_model/", "folder for everything that the run writes", metavar="DIR")
@@ -99,8 +111,8 @@ class ProblemSettings(Settings):
     dev_examples: int | None = flag(
         None, "dev problems; by default 20 %% of the training problems", type=positive, metavar="N"
     )
-    exclude: list[str] = flag(
-        [], "files of problems never to train on, in addition to the test files in data/", nargs="+", metavar="FILE"
+    exclude: list[str] = input_flag(
+        [], "files of problems never to train on, in addition to the test files in data/", nargs="+"
     )
     nines: float = flag(
         0.0, "share of training examples with long carry chains (one to three columns that sum to 9)", type=share,
@@ -119,8 +131,8 @@ class AdderTraining(ProblemSettings, SeedSearch, Optimization, ModelShape, Cours
 class AdderTest(MachineSettings):
     """the test"""
 
-    checkpoint: str = flag("", "the trained model", metavar="FILE", required=True)
-    test_file: str = flag(TEST_FILE, "test problems", metavar="FILE")
+    checkpoint: str = input_flag("", "the trained model", required=True)
+    test_file: str = input_flag(TEST_FILE, "test problems")
     max_gen_len: int = flag(10, "tokens per answer at most", type=positive, metavar="N")
     max_test_examples: int | None = flag(None, "test only the first N problems", type=positive, metavar="N")
     exhaustive: bool = flag(False, "also test all 81,000,000 problems")
@@ -134,8 +146,8 @@ class AdditionSettings(MachineSettings):
     prompt: str | None = flag(
         None, "a problem, 1234+5678=; without it the model is tested on --test", metavar="PROBLEM"
     )
-    pretrained_model_path: str = flag(BEST, "the adder", metavar="FILE", names=("--pretrained-model-path",))
-    test: str = flag(TEST_FILE, "test problems", metavar="FILE")
+    pretrained_model_path: str = input_flag(BEST, "the adder", names=("--pretrained-model-path",))
+    test: str = input_flag(TEST_FILE, "test problems")
 
     def as_test(self) -> AdderTest:
         """The settings of `addition_run.py test` that this stands for."""

@@ -23,7 +23,7 @@ from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.problems import pair_number, read_problems, sample_problems
 from tasks.addition.workload import AdditionWorkload, Model, Problems
-from tasks.settings import MachineSettings, shared_fields
+from tasks.settings import MachineSettings, input_file, shared_fields
 from utils import set_up
 
 TEST_FILES = ("data/addition_test.txt", "data/course_addition_test.txt")  # ours, and the course's if setup fetched it
@@ -191,7 +191,7 @@ def draw_problems(
 
 def excluded_files(settings: AdderTraining) -> list[str]:
     """Files whose problems are never trained on: the existing test files and those of `--exclude`."""
-    return [path for path in TEST_FILES if Path(path).exists()] + settings.exclude
+    return [path for path in map(input_file, TEST_FILES) if Path(path).exists()] + settings.exclude
 
 
 def _drawn(n: int, seed: int, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

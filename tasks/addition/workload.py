@@ -139,7 +139,7 @@ class AdditionWorkload:
     def epoch(self, epoch: int) -> Batches:
         """All training problems in the epoch's random order."""
         if self._drawn is None or self._drawn[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
+            generator = torch.Generator().manual_seed((self.seed * 1000 + epoch) % 2**63)
             order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
             self._drawn = epoch, self._with_nines(order, generator)
         return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk)

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.settings import LengthSettings, MachineSettings, ModelSettings, count, flag, number, positive, rate, share
+from tasks.settings import (
+    LengthSettings,
+    MachineSettings,
+    ModelSettings,
+    flag,
+    input_flag,
+    number,
+    positive,
+    rate,
+    share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +33,12 @@ class GenerateSettings(ModelSettings, LengthSettings, MachineSettings):
     prompt: str | None = flag(
         None, "text to continue, instead of the course's sentence; empty: start from BOS", metavar="TEXT"
     )
-    prompt_file: str | None = flag(None, "continue every line of this file", metavar="FILE")
-    num_samples: int = flag(1, "samples per prompt, with consecutive seeds", type=positive, metavar="N")
+    prompt_file: str | None = input_flag(None, "continue every line of this file")
+    num_samples: int = flag(
+        1, "samples per prompt, with consecutive seeds", type=number(int, 1, 1_000_000), metavar="N"
+    )
     batch_size: int = flag(8, "prompts decoded in parallel", type=positive, metavar="N")
-    max_new_tokens: int = flag(75, "tokens to add", type=count, metavar="N")
+    max_new_tokens: int = flag(75, "tokens to add", type=number(int, 0, 10_000_000), metavar="N")
     temperature: float | None = flag(
         None, "one continuation at this temperature, instead of one at 0 and one at 1", type=rate, metavar="T"
     )

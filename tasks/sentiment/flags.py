@@ -14,6 +14,7 @@ from tasks.settings import (
     ModelSettings,
     TrainingSettings,
     flag,
+    input_flag,
     number,
     positive,
     seed_number,
@@ -28,7 +29,7 @@ COURSE_BATCH_SIZES = {  # data set: option: --batch_size in the course's command
 
 
 def _split_flag(name: str) -> str:
-    return flag(f"data/cfimdb-{name}.txt", f"{name} set: lines `label ||| sentence`", metavar="FILE")
+    return input_flag(f"data/cfimdb-{name}.txt", f"{name} set: lines `label ||| sentence`")
 
 
 def _output_flag(name: str) -> str:
@@ -50,8 +51,8 @@ class SentimentSettings(ModelSettings, LengthSettings, MachineSettings):
     train: str = _split_flag("train")
     dev: str = _split_flag("dev")
     test: str = _split_flag("test")
-    label_names: str = flag(
-        "data/cfimdb-label-mapping.json", "JSON list of the label names, label 0 first", metavar="FILE",
+    label_names: str = input_flag(
+        "data/cfimdb-label-mapping.json", "JSON list of the label names, label 0 first",
         names=("--label-names",),
     )  # fmt: skip
     dev_out: str = _output_flag("dev")
@@ -142,19 +143,19 @@ class PredictSettings(MachineSettings):
 
     option: ClassVar[str] = "predict"
 
-    checkpoint: str = flag("", "best.pt or merged.pt of a finetune or lora run", metavar="FILE", required=True)
-    input: str | None = flag(None, "one sentence per line, or `label ||| sentence` per line", metavar="FILE")
+    checkpoint: str = input_flag("", "best.pt or merged.pt of a finetune or lora run", required=True)
+    input: str | None = input_flag(None, "one sentence per line, or `label ||| sentence` per line")
     text: list[str] | None = flag(None, "sentences to classify", metavar="TEXT", nargs="+")
     json: bool = flag(False, "print one JSON object per sentence")
     batch_size: int | None = flag(None, "sentences per batch, default: the training's", type=positive, metavar="N")
     dtype: str | None = flag(
         None, "compute precision, default: the training's", choices=("float32", "bfloat16", "float16")
     )
-    pretrained_model_path: str | None = flag(
-        None, "base model of a LoRA adapter, default: the one it was trained on", metavar="FILE",
+    pretrained_model_path: str | None = input_flag(
+        None, "base model of a LoRA adapter, default: the one it was trained on",
         names=("--pretrained-model-path",),
     )  # fmt: skip
-    tokenizer: str | None = flag(None, "tokenizer, default: the training's", metavar="FILE")
+    tokenizer: str | None = input_flag(None, "tokenizer, default: the training's")
 
     def __post_init__(self) -> None:
         """Raises ValueError if there are two inputs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,10 @@ def prepare(settings: FinetuneSettings) -> Callable[[], None]:
     if settings.pooling == "last_column" and distributed.size() > 1:
         raise ValueError("--pooling last_column depends on the batch's padding: start it without torchrun")
     experiment = load_experiment(settings, ("train", "dev", "test"))
-    for split in ("train", "dev"):
-        if len(set(experiment.splits[split].labels)) == 1:
-            raise ValueError(f"every label of {getattr(settings, split)} is the same: there is nothing to learn")
+    if len(set(experiment.splits["train"].labels)) == 1:
+        raise ValueError(f"every label of {settings.train} is the same: there is nothing to learn")
+    if experiment.splits["dev"].placeholder:
+        raise ValueError(f"every label of {settings.dev} is the same, a placeholder: it can select no model")
     experiment.tokenise_splits(experiment.llama.config.max_seq_len, _question(experiment))
     seeds = settings.seeds or [settings.seed]
     if len(set(seeds)) < len(seeds):
@@ -197,7 +199,7 @@ def _train(run: Run) -> dict[str, float]:
         trainer.resume()
     elif distributed.is_first():
         if settings.resume:
-            print(f"nothing to resume in {run.folder}: a new run begins")
+            print(f"nothing to resume in {run.folder}: a new run begins{_other_epochs(run)}")
         for name in STALE_FILES:
             (run.folder / name).unlink(missing_ok=True)
     if distributed.is_first():
@@ -207,6 +209,15 @@ def _train(run: Run) -> dict[str, float]:
     best = _restore_best(run, model)
     print(f"load model from {run.folder / 'best.pt'}")
     return write_results(run.experiment, best, run.folder, run.targets)
+
+
+def _other_epochs(run: Run) -> str:
+    """Names the folders of the same command with other numbers of epochs, whose schedules are others."""
+    start, _, end = run.folder.name.partition(f"-{run.settings.epochs}-{run.settings.seed}")
+    name = re.compile(re.escape(start) + rf"-\d+-{run.settings.seed}" + re.escape(end))
+    folders = [path.name for path in run.folder.parent.iterdir() if name.fullmatch(path.name)]
+    others = sorted(set(folders) - {run.folder.name})
+    return f" ({', '.join(others)} was started with another --epochs and stays as it is)" if others else ""
 
 
 def build_classifier(experiment: Experiment) -> LlamaEmbeddingClassifier:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.files import check_readable, read_text, write_text
 from engine.io.word_tokenizer import WordTokenizer, join_words, split_words
-from engine.train.losses import token_nll
+from engine.train.losses import perplexity, token_nll
 from llama import Llama
 from tasks import plots
 from tasks.attention_maps import attention_weights
@@ -108,7 +107,7 @@ def continuation_perplexity(model: Llama, stories: list[Story]) -> float:
         ids = torch.tensor(story.prompt + story.continuation, device=model.device)
         hidden = model.hidden_states(ids[None, :-1])[0, PROMPT:]
         total += token_nll(hidden, model.output.weight, ids[PROMPT + 1 :]).sum().item()
-    return math.exp(total / sum(len(story.continuation) for story in stories))
+    return perplexity(total / sum(len(story.continuation) for story in stories))
 
 
 def ways(model: Llama, tokenizer: AnyTokenizer, new: int, settings: EvaluateSettings) -> dict[str, Decode]:

@@ -119,6 +119,18 @@ def split_documents(count: int, held_out: float, seed: int) -> tuple[np.ndarray,
     return np.sort(order[kept_back:]), np.sort(order[:kept_back])
 
 
+def split_tokens(data: TokenFile, held_out: float) -> TokenFile:
+    """A single document as two: its last tokens, a share of at least two, are the document that is held out.
+
+    Raises ValueError if it is too short for two parts with a target each.
+    """
+    total = len(data.tokens)
+    kept_back = max(2, round(total * held_out))
+    if total < kept_back + 2:
+        raise ValueError(f"the corpus is one document of {total} tokens: too short to hold a part of it out")
+    return TokenFile(data.tokens, np.asarray([0, total - kept_back, total], dtype=np.int64), data.digest)
+
+
 class StoryBatches:
     """Batches of documents of similar length, right-padded, with about `tokens_per_batch` tokens each.
 

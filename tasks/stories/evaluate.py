@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from engine.io.files import check_writable, write_json
 from engine.io.word_tokenizer import WordTokenizer
-from engine.train.losses import token_nll
+from engine.train.losses import perplexity, token_nll
 from llama import Llama
 from tasks.pretrained import load_model
 from tasks.stories import continuations
@@ -47,7 +47,7 @@ def prepare(settings: EvaluateSettings) -> Callable[[], None]:
 
     def work() -> None:
         measured = measure(model, tokenizer, documents, settings.stride)
-        print("\n".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in measured.items()))
+        print("\n".join(f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in measured.items()))
         if settings.stories:
             measured["continuations"] = continuations.report(model, tokenizer, documents, settings)
         if target is not None:
@@ -78,9 +78,16 @@ def measure(
     count = len(data.tokens) - len(data)
     size = sum(len(document.encode("utf-8")) for document in documents)
     loss = nll / count
+    if math.isnan(loss):
+        raise ArithmeticError("the loss on this text is not a number: the model's activations overflow")
     measured = {"documents": len(documents), "bytes": size, "tokens": count, "loss_per_token": round(loss, 4)}
-    measured["perplexity_per_token"] = round(math.exp(loss), 3)
+    measured["perplexity_per_token"] = round(perplexity(loss), 3)
     if isinstance(tokenizer, WordTokenizer):
         unknown = float(np.mean(data.tokens == tokenizer.unk_id))
         return measured | {"vocabulary": tokenizer.n_words, "unknown_share": round(unknown, 5)}
-    return measured | {"bits_per_byte": round((nll - eos_nll) / math.log(2) / size, 4)}
+    nats = nll if math.isinf(nll) else nll - eos_nll
+    return measured | {"bits_per_byte": round(nats / math.log(2) / size, 4)}
+
+
+def _shown(value: float) -> str:
+    return "infinity" if math.isinf(value) else f"{value:,}"

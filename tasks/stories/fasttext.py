@@ -111,7 +111,7 @@ def train_vectors(sentences: Sequence[Sequence[str]], dim: int, epochs: int, see
     require_gensim()
     from gensim.models import FastText
 
-    model = FastText(vector_size=dim, sg=1, window=5, min_count=2, bucket=BUCKETS, seed=seed, workers=threads)
+    model = FastText(vector_size=dim, sg=1, window=5, min_count=2, bucket=BUCKETS, seed=seed % 2**32, workers=threads)
     try:
         model.build_vocab(corpus_iterable=sentences)
         model.train(corpus_iterable=sentences, total_examples=len(sentences), epochs=epochs)

@@ -15,7 +15,9 @@ from tasks.settings import (
     Settings,
     TrainingSettings,
     count,
+    epoch_count,
     flag,
+    input_flag,
     number,
     positive,
     rate,
@@ -26,9 +28,9 @@ from tasks.settings import (
 class CorpusSettings(Settings):
     """text"""
 
-    corpus: list[str] = flag(
+    corpus: list[str] = input_flag(
         [], 'text with lines <|endoftext|> between documents, .jsonl with a field "text", or lines '
-        "`label ||| sentence`, whose labels are dropped", nargs="+", metavar="FILE", required=True,
+        "`label ||| sentence`, whose labels are dropped", nargs="+", required=True,
     )  # fmt: skip
 
 
@@ -48,7 +50,7 @@ class TokenizerSettings(CorpusSettings):
 class VectorSettings(CorpusSettings, CpuSettings):
     """FastText vectors"""
 
-    tokenizer: str = flag("", "vocabulary of words (.json)", metavar="FILE", required=True)
+    tokenizer: str = input_flag("", "vocabulary of words (.json)", required=True)
     embeddings: str = flag("", "file to write, .vec", metavar="FILE", required=True)
     dim: int = flag(256, "features per vector", type=positive, metavar="N")
     epochs: int = flag(5, "passes over the text", type=positive, metavar="N")
@@ -63,7 +65,7 @@ class EvaluateSettings(CorpusSettings, ModelSettings, MachineSettings):
         0, "also continue N documents from their first 5 tokens: BLEU, speed, attention maps", type=count,
         metavar="N",
     )  # fmt: skip
-    prompt_file: str | None = flag(None, "--stories: draw attention maps of this file's lines", metavar="FILE")
+    prompt_file: str | None = input_flag(None, "--stories: draw attention maps of this file's lines")
     max_new_tokens: int = flag(75, "--stories: tokens per continuation", type=count, metavar="N")
     top_p: float = flag(
         0.95, "--stories: top-p of the sampled continuations", type=number(float, 0.0, 1.0, above=True), metavar="P"
@@ -105,7 +107,7 @@ class NewModelSettings(Settings):
 class PretrainSettings(TrainingSettings, NewModelSettings, CorpusSettings, ModelSettings, MachineSettings):
     """pretraining"""
 
-    epochs: int = flag(7, "passes over the data", type=positive, metavar="N")
+    epochs: int = flag(7, "passes over the data", type=epoch_count, metavar="N")
     lr: float = flag(3e-3, "peak learning rate", type=rate, metavar="RATE")
     schedule: str = flag("linear", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))
     warmup_steps: int = flag(100, "steps over which the learning rate rises", type=count, metavar="N")
@@ -113,15 +115,15 @@ class PretrainSettings(TrainingSettings, NewModelSettings, CorpusSettings, Model
     max_grad_norm: float | None = flag(
         1.0, "clip each group's gradient to this global norm", type=number(float, 0.0, above=True), metavar="G"
     )
-    pretrained_model_path: str = flag(
-        DEFAULT_MODEL, "continue pretraining from this checkpoint, instead of a new model", metavar="FILE",
+    pretrained_model_path: str = input_flag(
+        DEFAULT_MODEL, "continue pretraining from this checkpoint, instead of a new model",
         names=("--pretrained-model-path",),
     )  # fmt: skip
     save_dir: str = flag(
         "", "folder of the run: checkpoints, log, loss curves", metavar="DIR", required=True
     )
-    valid: str | None = flag(None, "text to measure during training; it chooses nothing", metavar="FILE")
-    embeddings: str | None = flag(None, "FastText vectors to start from, .vec or .bin", metavar="FILE")
+    valid: str | None = input_flag(None, "text to measure during training; it chooses nothing")
+    embeddings: str | None = input_flag(None, "FastText vectors to start from, .vec or .bin")
     optimizer: str = flag(
         "muon", "muon: Muon for hidden matrices, AdamW for everything else", choices=("adamw", "muon")
     )

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +21,7 @@ from engine.io.checkpoint import read_checkpoint, save_checkpoint
 from engine.io.files import check_writable, sha256_of, write_json, write_text
 from engine.io.word_tokenizer import SPECIAL, WordTokenizer
 from engine.train import distributed, run_log
-from engine.train.losses import cross_entropy, token_nll
+from engine.train.losses import cross_entropy, perplexity, token_nll
 from engine.train.muon import Muon, muon_groups
 from engine.train.run_log import RunLog
 from engine.train.trainer import Progress, Trainer, TrainSettings
@@ -33,7 +32,15 @@ from tasks.pretrained import load_model
 from tasks.recipe import recipe_text
 from tasks.settings import shared_fields
 from tasks.shipped import check_not_shipped
-from tasks.stories.data import StoryBatches, TokenFile, encode_documents, read_documents, split_documents, tokenise
+from tasks.stories.data import (
+    StoryBatches,
+    TokenFile,
+    encode_documents,
+    read_documents,
+    split_documents,
+    split_tokens,
+    tokenise,
+)
 from tasks.stories.fasttext import fill_embeddings
 from tasks.stories.flags import PretrainSettings
 from tasks.stories.packing import PackedBatches
@@ -50,6 +57,9 @@ class StoryWorkload:
     """Next-token prediction on a corpus; a held-out share of the documents selects the best checkpoint."""
 
     def __init__(self, data: TokenFile, tokenizer: AnyTokenizer, config: LlamaConfig, settings: PretrainSettings):
+        if len(data) == 1:
+            data = split_tokens(data, settings.held_out)
+            print(f"the corpus is one document: its last {data.offsets[2] - data.offsets[1]:,} tokens are held out")
         training, held_out = split_documents(len(data), settings.held_out, settings.seed)
         batches: Callable = StoryBatches
         if settings.packing != "off":
@@ -79,10 +89,10 @@ class StoryWorkload:
     def evaluate(self, model: Llama) -> dict[str, float]:
         """Loss per token (nats) and perplexity on the held-out documents, and on --valid, which selects nothing."""
         loss = _mean_loss(model, self.held_out)
-        measured = {"held_out_loss": loss, "held_out_perplexity": math.exp(loss), "score": -loss}
+        measured = {"held_out_loss": loss, "held_out_perplexity": perplexity(loss), "score": -loss}
         if self.validation is not None:
             loss = _mean_loss(model, self.validation)
-            measured |= {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
+            measured |= {"validation_loss": loss, "validation_perplexity": perplexity(loss)}
         return measured
 
     def save_best(self, model: Llama, path: Path) -> None:
