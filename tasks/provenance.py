@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from engine.io.files import read_object, sha256_of, write_json
+from engine.io.files import read_json_object, sha256_of, write_json
 from tasks.settings import Settings
 
 FOLDER = Path("runs") / "made"
@@ -48,7 +48,7 @@ def record(
 def find(path: str | os.PathLike, root: str | os.PathLike = ".") -> dict[str, Any] | None:
     """The record of the file at `path` among those of the project in `root`; None if its content was not recorded."""
     try:
-        return read_object(Path(root) / FOLDER / _name(Path(path)))
+        return read_json_object(Path(root) / FOLDER / _name(Path(path)))
     except (OSError, ValueError):
         return None
 

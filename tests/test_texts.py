@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.io.files import decode_text, parse_json, read_object, write_json
+from engine.io.files import decode_text, parse_json, read_json_object, write_json
 from engine.io.word_tokenizer import SPECIAL
 from tasks.addition.problems import read_problems
 from tasks.addition.report import read_models
@@ -162,6 +162,6 @@ def test_written_json_is_json_and_comes_back(tmp_path_factory, content):
     write_json(path, content)
     text = path.read_text("utf-8")
     json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
-    assert json.dumps(read_object(path)) == json.dumps(parse_json(text, "x"))
+    assert json.dumps(read_json_object(path)) == json.dumps(parse_json(text, "x"))
     if "null" not in text:
-        assert read_object(path) == content
+        assert read_json_object(path) == content

@@ -162,7 +162,7 @@ def read_json(path: str | os.PathLike) -> Any:
     return parse_json(read_text(path), path)
 
 
-def read_object(path: str | os.PathLike) -> dict[str, Any]:
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError for any other content, OSError if the file cannot be read."""
     content = read_json(path)
     if not isinstance(content, dict):

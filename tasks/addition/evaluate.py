@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.io.files import check_writable, read_object, write_json
+from engine.io.files import check_writable, read_json_object, write_json
 from llama import Llama
 from tasks.addition.flags import TEST_FILE, AdderTest, AdditionSettings
 from tasks.addition.plan import device_of
@@ -107,7 +107,7 @@ def _test(model: Llama, run: TestSet, folder: Path, settings: AdderTest) -> None
 
 def _read_json(path: Path) -> dict:
     """The object in a JSON file; empty if there is no such file. Raises ValueError for other content."""
-    return read_object(path) if path.exists() else {}
+    return read_json_object(path) if path.exists() else {}
 
 
 def _exhaustive(model: Llama, settings: AdderTest) -> dict:

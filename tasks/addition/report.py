@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.io.files import check_writable, read_object
+from engine.io.files import check_writable, read_json_object
 from engine.train import run_log
 from engine.train.run_log import examples_seen
 from llama import Llama
@@ -43,7 +43,7 @@ def read_models(folder: Path) -> list[dict]:
 
 def _tested_model(path: Path) -> dict:
     """One model's row of the table, from its summary."""
-    summary = read_object(path)
+    summary = read_json_object(path)
     try:
         training, model = summary.get("train_config", {}), summary["model_config"]
         result = training.get("result", {})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine.io.files import read_object, read_text
+from engine.io.files import read_json_object, read_text
 from engine.train import run_log
 from tasks import plots
 from tasks.addition.picture import draw_experiments
@@ -102,7 +102,7 @@ def _reason(error: Exception, root: Path) -> str:
 
 
 def _json(path: Path) -> dict:
-    return read_object(path)
+    return read_json_object(path)
 
 
 def sentiment_table(root: Path) -> Table:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.io.checkpoint import read_checkpoint
-from engine.io.files import atomic_path, read_object, read_text
+from engine.io.files import atomic_path, read_json_object, read_text
 from tasks.sentiment.data import SEPARATOR, Examples, prompt_suffix, read_examples, read_label_names
 from tasks.submission.files import (
     ABLATION,
@@ -267,7 +267,7 @@ def _summary(folder: Path, path: str, findings: Findings) -> float | None:
     """The accuracy in a model's summary, which is added to what the grader will see."""
     name = f"{path}/{TESTED[0]}"
     try:
-        summary = read_object(folder / TESTED[0])
+        summary = read_json_object(folder / TESTED[0])
         accuracy, parameters = float(summary["accuracy"]), int(summary["num_params"])
         if not 0.0 <= accuracy <= 1.0:
             raise ValueError(f"accuracy {accuracy}")

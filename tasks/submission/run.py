@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.io.files import read_object, write_json
+from engine.io.files import read_json_object, write_json
 from tasks.pretrained import choose_path
 from tasks.provenance import digest
 from tasks.shipped import is_tracked
@@ -107,7 +107,7 @@ def _is_missing_from_shipped(path: Path) -> bool:
 
 def _read_records(path: Path) -> dict[str, dict]:
     try:
-        return read_object(path)
+        return read_json_object(path)
     except (OSError, ValueError):  # no records yet, or unreadable ones: everything is judged without them
         return {}
 
@@ -174,8 +174,8 @@ def _why_stale_adder(plan: Plan, step: Step) -> str | None:
         return None
     folder = (plan.root / step.inputs[0]).parent
     try:
-        tested = read_object(folder / TESTED[0])["train_config"].get("result")
-        trained = read_object(folder / "training_config.json").get("result")
+        tested = read_json_object(folder / TESTED[0])["train_config"].get("result")
+        trained = read_json_object(folder / "training_config.json").get("result")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # not written by this project; the check of the zip judges them
     return "trained again since it was tested" if tested and trained and tested != trained else None
