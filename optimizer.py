@@ -10,7 +10,7 @@ then the decoupled decay  p ← p − lr·weight_decay·p.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -139,6 +139,23 @@ def clip_by_own_norm(gradients: list[Tensor], max_norm: float | None) -> list[Te
         return gradients
     factors = (max_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
     return list(torch._foreach_mul(gradients, list(factors.unbind())))
+
+
+def layer_groups(model: torch.nn.Module, layers: Sequence[torch.nn.Module], lr: float, decay: float) -> list[dict]:
+    """Layer-wise rate decay (Howard and Ruder 2018; Clark et al. 2020): one parameter group per layer.
+
+    `layers` go from the input to the output. The last one's rate is lr·decay, each earlier one's `decay` times the next
+    one's, and the rate of what stands before them (the embedding, the model's first parameter) is one step lower still.
+    All else, such as the final norm and the head, keeps `lr`. Frozen parameters are left out.
+    """
+    distances = [(layer, len(layers) - index) for index, layer in enumerate(layers)]
+    steps = {id(parameter): distance for layer, distance in distances for parameter in layer.parameters()}
+    steps[id(next(model.parameters()))] = len(layers) + 1
+    groups: dict[int, list] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(steps.get(id(parameter), 0), []).append(parameter)
+    return [{"params": params, "lr": lr * decay**step} for step, params in sorted(groups.items())]
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

