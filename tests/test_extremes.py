@@ -185,7 +185,7 @@ def test_what_ships_is_found_from_another_folder_and_outputs_stay_there(model, t
 
 def test_resume_with_more_epochs_says_that_a_new_run_begins(model, capsys):
     flags = ["--lr=1e-4", "--batch_size=50"]
-    Path("runs/finetune-reviews-0.0001-1-1337-batch_size=50-model=tiny").mkdir(parents=True)
+    Path("runs/finetune-reviews-0.0001-1-1337-model=tiny-batch_size=50").mkdir(parents=True)
     assert finetune(model, *flags, "--epochs=2", "--resume") == 0
     (line,) = [line for line in capsys.readouterr().out.split("\n") if line.startswith("nothing to resume")]
     assert "reviews-0.0001-2-1337" in line and "a new run begins" in line
