@@ -43,4 +43,4 @@ ail861: .venv/ready
 	bash setup.sh --dev
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__ bench/__pycache__
+	rm -rf .venv .setup.lock .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__ bench/__pycache__

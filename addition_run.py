@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import sys
 
 import torch
@@ -63,7 +67,7 @@ def test_model(model: Llama, dataset: CharDataset, max_gen_len: int = 10) -> tup
 def main(argv: list[str] | None = None) -> int:
     """Runs `train` or `test`; see `cli.carry_out` for the exit codes."""
     name, settings = cli.parse(PROGRAM, argv)
-    return cli.carry_out(PROGRAM.name, lambda: OPTIONS[name].prepare(settings))
+    return cli.carry_out(PROGRAM.name, lambda: OPTIONS[name].prepare(settings), resumable=name == "train")
 
 
 if __name__ == "__main__":

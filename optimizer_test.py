@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import sys
 
 import numpy as np

@@ -7,6 +7,10 @@
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import argparse
 import sys
 from pathlib import Path

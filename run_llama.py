@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import importlib
 import os
 import random
@@ -103,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         distributed: Any = importlib.import_module("engine.train.distributed")
         return distributed.prepare_together(prepare, settings.use_gpu)
 
-    return cli.carry_out(PROGRAM.name, prepare if cli.process_count() == 1 else prepare_together)
+    ready = prepare if cli.process_count() == 1 else prepare_together
+    return cli.carry_out(PROGRAM.name, ready, resumable=hasattr(settings, "resume"))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,11 @@ done
 
 modern() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
+usable() { modern "$1" && "$1" -m pip --version >/dev/null 2>&1; }  # an interrupted set-up leaves a .venv without pip
+
 find_python() {
   local candidate
-  for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+  for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 .venv/bin/python; do
     if modern "$candidate"; then echo "$candidate"; return; fi
   done
   die "Python 3.11 or later is needed; name one with PYTHON=/path/to/python bash setup.sh"
@@ -51,15 +53,19 @@ install() {
   local kept=".venv/installed-$1" progress status=0
   cmp -s "$1" "$kept" && return
   echo "installing $1 ..."
-  show_size & progress=$!
+  show_size 9>&- & progress=$!
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" || status=$?
   kill "$progress" 2>/dev/null; wait "$progress" 2>/dev/null || true
   ((status == 0)) || die "pip could not install $1; the lines above say why"
   cp "$1" "$kept"
 }
 
-if ! modern .venv/bin/python; then
-  python=$(find_python)
+python=$(find_python)
+exec 9>.setup.lock  # held by this shell until it ends, however it ends; the Python only takes the lock for it
+lock() { "$python" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_EX $1)" 2>/dev/null; }
+lock "| fcntl.LOCK_NB" || { echo "another set-up works here: waiting for it"; lock "" || true; }
+
+if ! usable .venv/bin/python; then
   echo "making .venv with $("$python" --version)"
   "$python" -m venv --clear .venv || die "$python cannot make a virtual environment (on Debian: install python3-venv)"
 fi

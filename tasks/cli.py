@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from engine import start
 from tasks.recipe import read_recipe
 from tasks.settings import default_of
 
@@ -45,7 +46,9 @@ class Option:
 
     def prepare(self, settings: Any) -> Work:
         """Imports the task and calls its door."""
-        return _named(self.door)(settings)
+        door = _named(self.door)
+        start.ready()
+        return door(settings)
 
 
 def _named(path: str) -> Any:
@@ -269,37 +272,67 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def say(line: str) -> None:
-    """One line on stderr. Under torchrun only the first process speaks; the others wait for it.
+def say(line: str, always: bool = False) -> None:
+    """One line on stderr. Under torchrun only the first process speaks, unless `always`; the others wait for it.
 
     torchrun ends all processes as soon as one has ended.
     """
-    if process_count() == 1 or os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+    if always or process_count() == 1 or os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
     else:
         time.sleep(2.0)
 
 
-def carry_out(program: str, prepare: Callable[[], Work]) -> int:
+def carry_out(program: str, prepare: Callable[[], Work], resumable: bool = False) -> int:
     """Prepares a task, which checks everything, and does its work; returns the exit code.
 
-    Bad input ends in one line and code 2 before any work; a full disk or a loss that is not finite in code 1; Ctrl-C in
-    code 130.
+    Bad input ends in one line and code 2 before any work; a full disk, a damaged file or a loss that is not finite in
+    code 1; Ctrl-C in code 130. `resumable`: the line says that `--resume` continues. Any other error is a fault of the
+    program, which `engine.start` reports.
     """
+    from engine.io import locks  # not before the command line is understood: it takes a moment
+
     try:
-        work = prepare()
-    except (ValueError, OSError) as error:
-        say(f"{program}: {error}")
-        return 2
-    except KeyboardInterrupt:
-        say("\ninterrupted before any work was done")
-        return 130
+        try:
+            work = prepare()
+        except (ValueError, OSError) as error:
+            say(f"{program}: {error}", always=type(error) is ConnectionError)
+            return 2
+        except KeyboardInterrupt:
+            say("\ninterrupted before any work was done")
+            return start.INTERRUPTED
+        start.ready()
+        return _done(program, work, resumable)
+    finally:
+        locks.release()
+        start.end()
+
+
+def _done(program: str, work: Work, resumable: bool) -> int:
+    """Does the work; returns the exit code."""
+    remedy = "; continue with --resume" if resumable else ""
     try:
         work()
-    except (OSError, ArithmeticError) as error:
-        say(f"{program}: {error}")
+    except BrokenPipeError:  # the reader of our output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if (reason := _reason(error)) is None:
+            raise
+        more = remedy if isinstance(error, OSError) and "--resume" not in reason else ""
+        say(f"{program}: {reason}{more}", always=type(error) is ConnectionError)  # the first process may be gone
         return 1
     except KeyboardInterrupt:
-        say("\ninterrupted; a training run goes on from its last saved state by --resume")
-        return 130
+        say(f"\ninterrupted{remedy}")
+        return start.INTERRUPTED
     return 0
+
+
+def _reason(error: Exception) -> str | None:
+    """What the user reads of an error that can come from outside the program; None for any other error."""
+    from engine.io.files import FileError
+
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in first:
+        return "there is not enough memory: try a smaller --batch_size or --batch_tokens, or end other programs"
+    return str(error) if isinstance(error, OSError | ArithmeticError | FileError) else None

@@ -8,6 +8,10 @@ without them; that is not an error.
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import shutil
 import sys
 import urllib.error

@@ -35,8 +35,10 @@ def training_curves(log: str | Path, path: str | Path) -> None:
 
 def draw_training_curves(axes, records: Sequence[dict]) -> None:
     """The records of a run's log as two curves."""
-    training = [(record["step"], record["loss"]) for record in records if "loss" in record]
-    held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
+    training = [(record["step"], record["loss"]) for record in records if record.get("loss") is not None]
+    held_out = [
+        (record["step"], record["held_out_loss"]) for record in records if record.get("held_out_loss") is not None
+    ]
     if training:
         steps, losses = zip(*training, strict=True)
         smoothed = _smooth(losses, _fifty_steps(steps))
@@ -88,7 +90,7 @@ def addition_curves(log: str | Path, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     records = run_log.read(log)
-    training = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    training = [(record["step"], record["loss"]) for record in records if record.get("loss") is not None]
     measured = [record for record in records if "held_out_loss" in record]
     steps = [record["step"] for record in measured]
     figure = Figure(figsize=(7.0, 6.0), layout="constrained")
@@ -200,7 +202,7 @@ def named_points(points: Mapping[str, tuple[float, float]], across: str, up: str
 
 def log_points(log: str | Path, name: str, per: str = "step", width: int = 1) -> list[tuple[float, float]]:
     """(step, value) of the log records with `name`, smoothed over `width` of them."""
-    records = [record for record in run_log.read(log) if name in record]
+    records = [record for record in run_log.read(log) if record.get(name) is not None]
     values = _smooth(tuple(record[name] for record in records), width)
     return [(record[per], value) for record, value in zip(records, values, strict=True)]
 

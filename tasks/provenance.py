@@ -48,9 +48,17 @@ def record(
 def find(path: str | os.PathLike, root: str | os.PathLike = ".") -> dict[str, Any] | None:
     """The record of the file at `path` among those of the project in `root`; None if its content was not recorded."""
     try:
-        return read_json_object(Path(root) / FOLDER / _name(Path(path)))
+        made = read_json_object(Path(root) / FOLDER / _name(Path(path)))
     except (OSError, ValueError):
         return None
+    return made if _is_record(made) else None
+
+
+def _is_record(made: dict[str, Any]) -> bool:
+    flags, model, data = made.get("flags"), made.get("model"), made.get("data")
+    if not all(isinstance(table, dict) for table in (flags, model, data)):
+        return False
+    return all(isinstance(text, str) for text in (model.get("path"), model.get("sha256"), *data.values()))
 
 
 def flag_values(settings: Settings) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.io import locks
+
 BYTE_ORDER_MARKS = {  # UTF-32's first: its little-endian mark begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be", codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
@@ -25,24 +27,50 @@ NO_MARK = (b"", "utf-8")
 HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is valid only in a pair
 
 
+class FileError(ValueError):
+    """A file that cannot be used; the message names it, the reason and what to do."""
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path in the same folder and, if the block succeeds, renames it to `path`.
 
-    An interrupted or failing block leaves the previous file, and no temporary one.
+    An interrupted or failing block leaves the previous file, and no temporary one; what a killed process left of an
+    earlier attempt is removed. Raises OSError, which names `path`, if the disk is full.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    path, handle, name = Path(path), None, ""
     try:
+        handle, name = _new_temporary(path)
         yield Path(name)
         with open(name, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and _is_about(error, path):
+            raise type(error)(f"cannot write {path}: {error.strerror}") from error
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _new_temporary(path: Path) -> tuple[int, str]:
+    """A temporary file for `path`, locked while it is written: an open handle and its name."""
+    locks.remove_abandoned(path.parent, f".{path.name}.")
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        if locks.lock(handle) is not False and os.path.exists(name):
+            return handle, name
+        os.close(handle)  # another process took it for an abandoned one
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether the system's error names no file, or the temporary one of `path`."""
+    named = error.filename
+    return error.errno is not None and (named is None or Path(str(named)).name.startswith(f".{path.name}."))
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -67,6 +95,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def as_written(path: str | os.PathLike) -> Iterator[None]:
+    """Turns the error of a missing or odd field within the block into a FileError that names the file."""
+    try:
+        yield
+    except FileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise FileError(f"{path} is not as this program writes it ({reason}): make it again") from None
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -110,14 +150,17 @@ def appended(path: Path | None) -> Iterator[Callable[[str], None]]:
         yield lambda text: None
         return
     partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+    with open(partial, "a", encoding="utf-8", newline="\n") as file:
+        if locks.lock(file.fileno()) is False:
+            raise BlockingIOError(f"another run writes {path} now: wait for it, or name another file")
+        file.truncate(0)
 
         def keep(text: str) -> None:
             file.write(text)
             file.flush()
 
         yield keep
-    partial.unlink()
+        partial.unlink()
 
 
 def decode_text(data: bytes, name: str | os.PathLike) -> str:
@@ -131,7 +174,7 @@ def decode_text(data: bytes, name: str | os.PathLike) -> str:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         start, name_of_it = len(mark) + error.start, encoding.upper().removesuffix("-LE").removesuffix("-BE")
-        raise ValueError(f"{name} is not {name_of_it} text: byte {start} is 0x{data[start]:02x}") from None
+        raise FileError(f"{name} is not {name_of_it} text: byte {start} is 0x{data[start]:02x}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -147,13 +190,13 @@ def parse_json(text: str, name: str | os.PathLike) -> Any:
         if HALF_SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise ValueError(f"{name} is not usable JSON: it is nested too deeply") from None
+        raise FileError(f"{name} is not usable JSON: it is nested too deeply") from None
     except UnicodeEncodeError:
-        raise ValueError(f"{name} is not usable JSON: a string holds half of a surrogate pair") from None
+        raise FileError(f"{name} is not usable JSON: a string holds half of a surrogate pair") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from None
+        raise FileError(f"{name} is not JSON: {error}") from None
     except ValueError:  # Python refuses to convert very long numbers
-        raise ValueError(f"{name} is not usable JSON: a number has too many digits") from None
+        raise FileError(f"{name} is not usable JSON: a number has too many digits") from None
     return value
 
 
@@ -166,7 +209,7 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError for any other content, OSError if the file cannot be read."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        raise FileError(f"{path} is not a JSON object")
     return content
 
 

@@ -11,9 +11,11 @@ process started without torchrun is rank 0 of 1, and nothing here has an effect.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=2)  # time limit of a collective: another process may be tokenising a large corpus
+_HOST = socket.gethostname()
+_processes: list[tuple[str, int]] = []  # host and process id of every rank
 SEED_STEP = 1_000_003  # distance between the processes' seeds, larger than any range of seeds in use
 
 
@@ -47,6 +51,7 @@ def prepare_together(prepare: Callable[[], Callable[[], None]], use_gpu: bool) -
     (ValueError, OSError) is raised in all.
     """
     dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=PATIENCE)
+    _processes[:] = gather((_HOST, os.getpid()))
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (stays open)
     work = None
@@ -122,12 +127,29 @@ def gather(value: Any) -> list[Any]:
 
 
 def _collective(operation: Callable, *arguments: Any) -> None:
-    """A collective call. If another process has ended, rank 0 raises ConnectionError and the others exit silently."""
+    """A collective call. If another process has ended, the first survivor raises ConnectionError, which names it.
+
+    The other survivors exit silently.
+    """
     try:
         operation(*arguments)
     except RuntimeError as error:
-        if not is_first():
+        ended = [number for number, (host, process) in enumerate(_processes) if host == _HOST and not _runs(process)]
+        survivors = [number for number in range(dist.get_world_size()) if number not in ended]
+        if dist.get_rank() != survivors[0]:
             raise SystemExit(1) from None
+        who = f"process {', '.join(map(str, ended))} of {len(_processes)}" if ended else "another process"
         raise ConnectionError(
-            f"another process of this run has ended ({str(error).splitlines()[0]}); start again with --resume"
+            f"{who} of this run has ended ({str(error).splitlines()[0]}); start all of them again with --resume"
         ) from None
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine still runs; one that has ended, but was not waited for, does not."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # there is no /proc here
+        return True

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import importlib
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from engine.io.files import json_text, write_text
+from engine.io.files import FileError, json_text, parse_json, write_text
+
+NUMBERS = ("step", "epoch", "loss", "lr", "score", "held_out_loss", "accuracy")  # what a record may also leave out
 
 
 class RunLog:
@@ -26,19 +28,28 @@ class RunLog:
         self._step = 0
 
     def write(self, **record: Any) -> None:
-        """Appends one line of numbers, strings, lists and None; a number that is not finite becomes null."""
-        if self.path is not None:
+        """Appends one line of plain values; a number that is not finite becomes null. Raises OSError on a full disk."""
+        if self.path is None:
+            return
+        try:
             with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.write(_line(record))
+                file.write(line_of(record))
+        except OSError as error:
+            raise type(error)(f"cannot write {self.path}: {error.strerror}") from error
         if self.board is not None:
             self._add_scalars(self.board, record)
+
+    def begin(self) -> None:
+        """Drops the records of an earlier run."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def cut_after(self, step: int) -> None:
         """Drops the records of steps after `step`, which a resumed run writes again; the rewriting is atomic."""
         self._step = step
         if self.path is None or not self.path.exists():
             return
-        write_text(self.path, "".join(_line(record) for record in read(self.path) if record.get("step", 0) <= step))
+        write_text(self.path, "".join(line_of(record) for record in read(self.path) if record.get("step", 0) <= step))
 
     def close(self) -> None:
         """Writes what TensorBoard's writer still holds in memory; the log can be written to again."""
@@ -62,21 +73,34 @@ def _run_name(log: Path) -> Path:
     return Path(*parts[-2:] if parts[-1] == "trial" else parts[-1:])
 
 
-def _line(record: dict[str, Any]) -> str:
+def line_of(record: dict[str, Any]) -> str:
+    """A record as a line of a log; a number that is not finite becomes null at any depth."""
     return json_text(record) + "\n"
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """All records of a log. A damaged line, such as one cut short by an interruption, is left out."""
+    """All records of a log. A damaged line, such as one cut short by an interruption, is named and left out."""
     records = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
+            if line:
+                records.append(_checked(parse_json(line, "the line")))
+        except FileError as error:
+            print(f"{path}, line {number} is left out: {error}", file=sys.stderr)
     return records
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """The record of a line; FileError if it is not an object, or what is read as a number is something else."""
+    if not isinstance(record, dict):
+        raise FileError("the line is not a JSON object")
+    for name in NUMBERS:
+        value = record.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float | None) or value != value:
+            raise FileError(f"its {name} is not a number")
+    if not isinstance(record.get("step", 0), int):
+        raise FileError("its step is not a whole number")
+    return record
 
 
 def examples_seen(training: dict[str, Any]) -> int:

@@ -22,13 +22,13 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from engine.io.checkpoint import CheckpointError, load_plain, save_plain
+from engine.io.checkpoint import save_plain
 from engine.train import distributed
 from engine.train.run_log import RunLog
 from engine.train.schedule import rate_factor
+from engine.train.state import DAMAGED, STATE_FORMAT, Progress, check_moments, damaged, read_state
 from utils import DTYPES, autocast
 
-STATE_FORMAT = "min-llama-training"
 NO_SCALING = GradScaler("cpu", enabled=False)
 
 
@@ -70,6 +70,7 @@ class Workload(Protocol):
         ...
 
     # Optional: `tally: dict[str, float]`, counters that `loss` updates. They are saved and restored with a run.
+    # Optional: `best_name: str`, the name of the best checkpoint if it is not best.pt.
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,6 @@ class TrainSettings:
     evaluate_every: int = 0
     save_every: int = 0
     patience: int = 0
-
-
-@dataclass
-class Progress:
-    """The state of a run besides weights, optimizer moments and random state."""
-
-    step: int = 0
-    epoch: int = 0
-    place: int = 0  # batches of this epoch that are done
-    targets: int = 0
-    best_score: float = float("-inf")
-    stale: int = 0  # evaluations without improvement
-    seconds: float = 0.0
-    processor_seconds: float = 0.0  # of this process only
-    done: bool = False  # the workload ended the run
-    skipped: int = 0  # steps left out because a float16 gradient was not finite
 
 
 def update(
@@ -136,21 +121,6 @@ def update(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return total.item(), targets
-
-
-def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Reads the state that `Trainer.save` wrote; raises CheckpointError if it belongs to a run of another identity."""
-    state = load_plain(path)
-    if state.get("format") != STATE_FORMAT:
-        raise CheckpointError(f"{path} is not the state of a training run")
-    if isinstance(state["random"], dict):  # the format of an earlier version
-        state["random"] = [state["random"]]
-    if (processes := len(state["random"])) != distributed.size():
-        raise CheckpointError(f"{path} was started with {processes} process(es), not {distributed.size()}")
-    for name, value in identity.items():
-        if (original := state["identity"].get(name)) != value:
-            raise CheckpointError(f"{path} was started with {name} {original}, not {value}")
-    return state
 
 
 def step_line(progress: Progress, measured: dict[str, float]) -> str:
@@ -194,6 +164,11 @@ class Trainer:
         distributed.own_random_state()
 
     @property
+    def best_path(self) -> Path:
+        """The file of the best checkpoint."""
+        return self.folder / getattr(self.workload, "best_name", "best.pt")
+
+    @property
     def state_path(self) -> Path:
         """The file of the state to resume from."""
         return self.folder / "last.pt"
@@ -203,6 +178,8 @@ class Trainer:
 
         Raises NotFiniteError at the first loss that is not finite, before it can be saved.
         """
+        if not self.saved:
+            self.log.begin()
         distributed.same_weights(self.model)
         clocks = time.perf_counter() - self.progress.seconds, time.process_time() - self.progress.processor_seconds
         begin, silent = self.progress.step, not distributed.is_first()
@@ -302,7 +279,7 @@ class Trainer:
         if measured["score"] > progress.best_score:
             progress.best_score, progress.stale = measured["score"], 0
             if distributed.is_first():
-                self.workload.save_best(self.model, self.folder / "best.pt")
+                self.workload.save_best(self.model, self.best_path)
         else:
             progress.stale += 1
         progress.done = bool(measured.get("done", False))
@@ -330,21 +307,30 @@ class Trainer:
         self.saved = True
 
     def resume(self) -> None:
-        """Restores the saved state exactly. Raises CheckpointError if it belongs to another run."""
-        state = read_state(self.state_path, self.identity)
+        """Restores the saved state exactly. Raises CheckpointError if it is damaged or belongs to another run."""
+        state = read_state(self.state_path, self.identity, self.best_path.name)
+        try:
+            self._restore(state)
+        except DAMAGED as error:
+            raise damaged(self.state_path, error) from None
+        self.progress = state["progress"]
+        self.log.cut_after(self.progress.step)
+        self.saved = True
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Weights, moments, loss scale, random state and tally; the optimizer's settings are those of this run."""
         self.model.load_state_dict(state["model"])
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise ValueError("its weights are not finite")
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        check_moments(state["optimizer"]["state"], trained)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         random = state["random"][distributed.rank()]
         torch.set_rng_state(random["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.device)
-        self.progress = Progress(**state["progress"])
-        if state.get("tally") and distributed.is_first():
-            self.workload.tally.update(state["tally"])
-        self.log.cut_after(self.progress.step)
-        self.saved = True
+        if state["tally"] and distributed.is_first():
+            self.workload.tally.update({name: float(state["tally"][name]) for name in self.workload.tally})

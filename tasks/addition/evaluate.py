@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.io.files import check_writable, read_json_object, write_json
+from engine.io.files import as_written, check_writable, read_json_object, write_json
 from llama import Llama
 from tasks.addition.flags import TEST_FILE, AdderTest, AdditionSettings
 from tasks.addition.plan import device_of
@@ -96,7 +96,8 @@ def _test(model: Llama, run: TestSet, folder: Path, settings: AdderTest) -> None
     if leads:
         summary |= {"test_file": run.name, "accuracy": accuracy, "right_by": shares, "wrong": wrong}
     result = {"problems": len(texts), "accuracy": accuracy, "wrong": len(wrong)}
-    summary["results"] = dict(sorted((summary.get("results", {}) | {run.name: result}).items()))
+    with as_written(folder / SUMMARY):
+        summary["results"] = dict(sorted((summary.get("results", {}) | {run.name: result}).items()))
     if settings.exhaustive:
         summary["exhaustive"] = _exhaustive(model, settings)
     predictions = folder / run.predictions_file(leads)

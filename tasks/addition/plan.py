@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from config import LlamaConfig
 from engine.io.checkpoint import parameter_shapes
 from engine.io.files import check_writable
+from engine.io.locks import hold_folder
 from engine.train.run_log import RunLog
-from engine.train.trainer import Progress, Trainer, TrainSettings
+from engine.train.state import Progress
+from engine.train.trainer import Trainer, TrainSettings
 from llama import Llama
 from optimizer import AdamW
 from tasks.addition.batched_model import SideBySide
@@ -52,9 +55,7 @@ class TrainingPlan:
     trial: TrainingPlan | None = None
 
     def begin(self) -> None:
-        """Deletes the log of an earlier run and compiles the step."""
-        if not self.resumed:
-            self.trainer.log.path.unlink(missing_ok=True)
+        """Compiles the step, if that pays."""
         if self.compile_step:
             self.workload.compile_step(self.trainer.model)
 
@@ -88,6 +89,7 @@ def plan_run(
     folder = Path(settings.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
+    hold_folder(folder)
     training, dev, files = draw_problems(settings, distinct, dev)
     examples = min(examples, settings.epochs * len(training))
     workload = AdditionWorkload(
@@ -95,7 +97,7 @@ def plan_run(
         settings.nines,
     )  # fmt: skip
     described = describe(settings, parameters, len(training), len(dev), examples, spent)
-    trainer = build_trainer(model, workload, settings, device, config.to_dict() | described)
+    trainer = build_trainer(model, workload, settings, device, identity_of(config, described, training, dev))
     resumed = settings.resume and trainer.state_path.exists()
     if resumed:
         trainer.resume()
@@ -208,6 +210,14 @@ def describe(settings: AdderTraining, parameters: int, distinct: int, dev: int, 
     described |= {"dev_samples": dev, "examples": examples, "capacity_used": 6 * parameters * (examples + spent)}
     described |= {name: getattr(settings, name) for name in RECORDED}
     return described | {"excluded": [Path(path).name for path in excluded_files(settings)]}
+
+
+def identity_of(config: LlamaConfig, described: dict, training: Problems, dev: Problems) -> dict:
+    """What a resumed run must share: model, settings and the problems themselves, but no paths."""
+    drawn = {"training": training, "dev": dev}
+    digests = {name: hashlib.sha256(problems.numbers().tobytes()).hexdigest()[:16] for name, problems in drawn.items()}
+    paths = ("save_dir", "excluded")
+    return config.to_dict() | {name: value for name, value in described.items() if name not in paths} | digests
 
 
 def build_trainer(

@@ -94,6 +94,8 @@ class AdditionWorkload:
     The last epoch ends when `most_examples` have been seen. `model` is a `SideBySide` or a plain `Llama`.
     """
 
+    best_name = "best_model.pth"
+
     def __init__(
         self,
         model: Model,
@@ -187,8 +189,8 @@ class AdditionWorkload:
         return found | {"best_seed": self.best_seed, "score": max(scores), "done": done}
 
     def save_best(self, model: Model, path: Path) -> None:
-        """The best seed's model, as `best_model.pth` in the trainer's folder."""
-        save_seed(model, self.best_seed, path.with_name("best_model.pth"), self.seed)
+        """The best seed's model."""
+        save_seed(model, self.best_seed, path, self.seed)
 
 
 def travelling(problems: Problems) -> list[Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from engine.io.checkpoint import load_plain
-from engine.io.files import read_json, write_json, write_text
+from engine.io.files import as_written, read_json_object, write_json, write_text
 from engine.io.word_tokenizer import SPECIAL
 from engine.train import run_log
 from tasks import plots
@@ -47,8 +47,9 @@ def write_report(work: Path, out: Path, size: str, device: str) -> dict:
     """
     clock = CLOCKS[device]
     results = {"size": size, "torch": torch.__version__, "machine": platform.machine(), "device": device}
-    results |= {"data": _data(work), "training": _training(work, clock), "evaluation": _evaluation(work)}
-    results |= {"accumulation": _accumulation(work, clock), "checkpointing": _checkpointing(work, clock)}
+    with as_written(work):
+        results |= {"data": _data(work), "training": _training(work, clock), "evaluation": _evaluation(work)}
+        results |= {"accumulation": _accumulation(work, clock), "checkpointing": _checkpointing(work, clock)}
     write_json(out / "results.json", results)
     write_text(out / "tables.md", _tables(results))
     _figures(work, out, results)
@@ -59,7 +60,7 @@ def write_report(work: Path, out: Path, size: str, device: str) -> dict:
 
 
 def _data(work: Path) -> dict:
-    words = read_json(work / "words.json")["words"]
+    words = read_json_object(work / "words.json")["words"]
     config = load_plain(work / "measured" / "best.pt")["config"]
     return {"vocabulary": len(words), "words": len(words) - len(SPECIAL), "config": config}
 
@@ -82,7 +83,7 @@ def _training(work: Path, clock: str) -> dict:
 
 
 def _evaluation(work: Path) -> dict:
-    return read_json(work / "evaluate" / "evaluate.json")
+    return read_json_object(work / "evaluate" / "evaluate.json")
 
 
 def _accumulation(work: Path, clock: str) -> dict:
@@ -101,7 +102,7 @@ def _checkpointing(work: Path, clock: str) -> dict:
     losses = [plots.log_points(work / name / "log.jsonl", "loss") for name in ("accumulation-1", "recomputed")]
     epoch = {"plain_seconds": round(plain, 1), "recomputed_seconds": round(again, 1)}
     epoch |= {"times": round(again / plain, 3), "same_losses": losses[0] == losses[1]}
-    return {"epoch": epoch, "step": read_json(work / "checkpointing.json")}
+    return {"epoch": epoch, "step": read_json_object(work / "checkpointing.json")}
 
 
 def _tables(results: dict) -> str:

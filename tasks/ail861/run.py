@@ -9,6 +9,10 @@ and interrupted ones resume when the same command is started again.
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import dataclasses
 import shlex
 import subprocess
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.io.files import check_readable, write_text
+from engine.io.locks import hold_folder
 from tasks import cli
 from tasks.ail861 import report as ail861_report
 from tasks.ail861.flags import Ail861Settings
@@ -132,6 +137,7 @@ def prepare(settings: Ail861Settings) -> list[Step]:
         folder.mkdir(parents=True, exist_ok=True)
     for name in [step.done.parent for step in steps]:
         name.mkdir(exist_ok=True)
+    hold_folder(work)
     size = size_of(settings.size)
     for name, count in {"part.txt": size.part, "starts.txt": size.starts}.items():
         write_text(work / name, f"\n{SEPARATOR}\n".join(documents[:count]) + "\n")

@@ -8,6 +8,10 @@ Blocks whose source is missing are left out and listed. The same sources give th
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import argparse
 import sys
 import textwrap

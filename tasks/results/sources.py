@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine.io.files import read_json_object, read_text
+from engine.io.files import as_written, read_json_object, read_text
 from engine.train import run_log
 from tasks import plots
 from tasks.addition.picture import draw_experiments
@@ -89,7 +89,7 @@ def gather(root: str | Path) -> tuple[list[Block], list[str]]:
     ):
         try:
             blocks.append(read(root))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             left_out.append(f"{what} ({_reason(error, root)})")
     return blocks, left_out
 
@@ -101,13 +101,9 @@ def _reason(error: Exception, root: Path) -> str:
     return str(error)
 
 
-def _json(path: Path) -> dict:
-    return read_json_object(path)
-
-
 def sentiment_table(root: Path) -> Table:
     """Accuracy of each method on each data set, mean ± deviation over seeds, with the reference and TF-IDF."""
-    measured = _json(root / SENTIMENT)
+    measured = read_json_object(root / SENTIMENT)
     baseline = measured.get("tfidf", {})
     rows = []
     for (data, row), seeds in sorted(_by_row(measured).items(), key=lambda item: _order(*item[0])):
@@ -197,7 +193,7 @@ def _shipped_confusions(root: Path, data: str) -> tuple[dict[str, dict], tuple[s
     """For each option the row with the best dev accuracy, first seed."""
     if not (root / SENTIMENT).is_file():
         return {}, ()
-    measured, best = _json(root / SENTIMENT), {}
+    measured, best = read_json_object(root / SENTIMENT), {}
     for (its_data, row), seeds in _by_row(measured).items():
         seed, run = next(iter(seeds.items()))
         if its_data == data and "dev_confusion" in run:
@@ -241,10 +237,16 @@ def confusion(root: Path, name: str, data: str, names: Sequence[str]) -> list[li
 
 def adders(root: Path) -> list[tuple[str, dict]]:
     """The tested addition models with their summaries, smallest first, the best model last."""
-    summaries = [(path.parent.name, _json(path)) for path in (root / MODELS).glob("*/experiment_summary.json")]
+    summaries = [(path.parent.name, _summary(path)) for path in (root / MODELS).glob("*/experiment_summary.json")]
     if not summaries:
         raise FileNotFoundError(f"no such file: {MODELS}/*/experiment_summary.json")
     return sorted(summaries, key=lambda item: (item[0] == "best_model", item[1]["num_params"], item[0]))
+
+
+def _summary(path: Path) -> dict:
+    summary = read_json_object(path)
+    with as_written(path):
+        return summary | {"num_params": int(summary["num_params"]), "accuracy": float(summary["accuracy"])}
 
 
 def addition_table(root: Path) -> Table:
@@ -283,7 +285,7 @@ def addition_experiments(root: Path) -> Figure:
 
 def story_table(root: Path) -> Table:
     """Shape and training result of the shipped model."""
-    made = _json(root / f"{STORY}.json")
+    made = read_json_object(root / f"{STORY}.json")
     shown = {name: made["config"][name] for name in ("vocab_size", *MODEL_FLAGS)} | made["result"]
     cells = [(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.6g}")
              for name, value in shown.items()]  # fmt: skip
@@ -306,14 +308,14 @@ def story_command(made: dict) -> str:
 def story_curves(root: Path) -> Figure:
     """Training and held-out loss of the shipped model."""
     records = run_log.read(root / f"{STORY}.jsonl")
-    command = story_command(_json(root / f"{STORY}.json"))
+    command = story_command(read_json_object(root / f"{STORY}.json"))
     title = "Training of the shipped story model"
     return Figure(title, "stories", lambda axes: plots.draw_training_curves(axes[0], records), (command,))
 
 
 def story_measured(root: Path) -> Table:
     """The measures that `--option evaluate` wrote into `models/evaluate.json`."""
-    measured = _json(root / "models" / "evaluate.json")
+    measured = read_json_object(root / "models" / "evaluate.json")
     numbers = {name: value for name, value in measured.items() if isinstance(value, int | float)}
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in numbers.items()]
     command = "python run_llama.py --option evaluate --corpus TEXT --save_dir models"

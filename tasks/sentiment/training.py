@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from classifier import LlamaEmbeddingClassifier
 from engine.io.files import sha256_of, write_text
+from engine.io.locks import hold_folder
 from engine.train import distributed
 from engine.train.regularisers import forward_mixed, matrices_of, r_drop, smoothness
 from engine.train.run_log import RunLog
-from engine.train.trainer import Progress, Trainer, TrainSettings, read_state
+from engine.train.state import Progress, read_state
+from engine.train.trainer import Trainer, TrainSettings
 from lora import TARGETS, adaptable_layers, apply_lora, check_rank, merge_lora_weights
 from optimizer import AdamW, decay_groups, layer_groups
 from tasks.recipe import recipe_text
@@ -42,7 +44,7 @@ IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling"
 IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len", "task", "dev_share", "extra_weight", "head")
 IDENTITY_FLAGS += ("mixout", "r_drop", "smart", "layer_decay")
 LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
-STALE_FILES = ("last.pt", "best.pt", "merged.pt", "log.jsonl")  # of an earlier run in the same folder
+STALE_FILES = ("last.pt", "best.pt", "merged.pt")  # of an earlier run in the same folder
 
 
 class SentimentWorkload:
@@ -154,6 +156,8 @@ def _plan_run(
     """
     folder = run_folder(settings, seed)
     folder.mkdir(parents=True, exist_ok=True)
+    if distributed.is_first():
+        hold_folder(folder)
     changes: dict[str, Any] = {"seed": seed, "seeds": None}
     if not first:
         changes |= {name: str(folder / Path(getattr(settings, name)).name) for name in ("dev_out", "test_out")}
@@ -179,7 +183,8 @@ def _identity(experiment: Experiment, settings: FinetuneSettings) -> dict[str, A
     digests: dict[str, Any] = {name: path and sha256_of(path)[:16] for name, path in files.items()}
     digests["label_names"] = experiment.label_names
     flags = IDENTITY_FLAGS + (LORA_FLAGS if isinstance(settings, LoraSettings) else ())
-    return experiment.llama.config.to_dict() | digests | {name: getattr(settings, name) for name in flags}
+    how = dataclasses.asdict(TrainSettings(**shared_fields(settings, TrainSettings)))
+    return experiment.llama.config.to_dict() | digests | {name: getattr(settings, name) for name in flags} | how
 
 
 def _train_all(runs: list[Run]) -> None:

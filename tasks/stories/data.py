@@ -91,12 +91,22 @@ def tokenise(paths: list[str], tokenizer: AnyTokenizer, cache: Path) -> TokenFil
     digest = hashed.hexdigest()[:16]
     stem = cache / digest
     tokens, offsets = stem.with_suffix(".tokens.npy"), stem.with_suffix(".offsets.npy")
-    if not (tokens.exists() and offsets.exists()):
-        cache.mkdir(parents=True, exist_ok=True)
-        data = encode_documents([document for path in paths for document in read_documents(path)], tokenizer)
-        _save(tokens, data.tokens)
-        _save(offsets, data.offsets)
+    if (cached := _cached(tokens, offsets, digest)) is not None:
+        return cached
+    cache.mkdir(parents=True, exist_ok=True)
+    data = encode_documents([document for path in paths for document in read_documents(path)], tokenizer)
+    _save(tokens, data.tokens)
+    _save(offsets, data.offsets)
     return TokenFile(np.load(tokens, mmap_mode="r"), np.load(offsets, mmap_mode="r"), digest)
+
+
+def _cached(tokens: Path, offsets: Path, digest: str) -> TokenFile | None:
+    """The documents that an earlier run tokenised; None if a file is missing or damaged."""
+    try:
+        data = TokenFile(np.load(tokens, mmap_mode="r"), np.load(offsets, mmap_mode="r"), digest)
+        return data if data.tokens.ndim == 1 and len(data.tokens) == data.offsets[-1] else None
+    except (OSError, ValueError, EOFError, LookupError, SyntaxError):
+        return None
 
 
 def encode_documents(documents: list[str], tokenizer: AnyTokenizer) -> TokenFile:
@@ -108,8 +118,10 @@ def encode_documents(documents: list[str], tokenizer: AnyTokenizer) -> TokenFile
 
 
 def _save(path: Path, array: np.ndarray) -> None:
+    """Writes what `np.save` writes, which does not notice that the disk is full when the file is closed."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
 
 
 def split_documents(count: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -19,12 +18,14 @@ from torch import Tensor, nn
 from config import LlamaConfig
 from engine.io.checkpoint import read_checkpoint, save_checkpoint
 from engine.io.files import check_writable, sha256_of, write_json, write_text
+from engine.io.locks import hold_folder
 from engine.io.word_tokenizer import SPECIAL, WordTokenizer
 from engine.train import distributed, run_log
 from engine.train.losses import cross_entropy, perplexity, token_nll
 from engine.train.muon import Muon, muon_groups
 from engine.train.run_log import RunLog
-from engine.train.trainer import Progress, Trainer, TrainSettings
+from engine.train.state import Progress
+from engine.train.trainer import Trainer, TrainSettings
 from llama import Llama
 from optimizer import AdamW, decay_groups
 from tasks import plots
@@ -140,6 +141,8 @@ def prepare(settings: PretrainSettings) -> Callable[[], None]:
     folder = Path(settings.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
+    if distributed.is_first():
+        hold_folder(folder)
     if settings.export is not None:
         check_writable(settings.export)
         check_not_shipped(settings.export, settings.overwrite, "--export")
@@ -148,6 +151,8 @@ def prepare(settings: PretrainSettings) -> Callable[[], None]:
     data = tokenise(settings.corpus, tokenizer, folder / "cache")
     workload = StoryWorkload(data, tokenizer, config, settings)
     identity = config.to_dict() | {name: getattr(settings, name) for name in TRAINING_FLAGS} | {"data": data.digest}
+    if settings.embeddings is not None:
+        identity["embeddings"] = sha256_of(settings.embeddings)[:16]
     if settings.packing != "off":
         identity["packing"] = settings.packing
     if continued:
@@ -239,6 +244,6 @@ def _export(folder: Path, target: Path, tokenizer: Path, progress: Progress, set
     described = {"config": best.config.to_dict(), "training": training, "result": result}
     write_json(target.with_suffix(".json"), described)
     records = [r for r in run_log.read(folder / "log.jsonl") if "loss" not in r or r["step"] % 10 == 0]
-    write_text(target.with_suffix(".jsonl"), "".join(json.dumps(record) + "\n" for record in records))
+    write_text(target.with_suffix(".jsonl"), "".join(run_log.line_of(record) for record in records))
     plots.training_curves(folder / "log.jsonl", target.with_suffix(".png"))
     print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) with its .json, .jsonl and .png")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.io.files import read_json_object, write_json
+from engine.io.locks import hold_folder
 from tasks.pretrained import choose_path
 from tasks.provenance import digest
 from tasks.shipped import is_tracked
@@ -84,6 +85,8 @@ def prepare(settings: SubmissionSettings) -> Callable[[], None]:
     if not (root / "run_llama.py").is_file():
         raise FileNotFoundError("no run_llama.py here: run this in the project's own folder")
     check_andrew_id(settings.andrewid)
+    (root / STATE).parent.mkdir(exist_ok=True)
+    hold_folder((root / STATE).parent)
     set_up(settings.seed, settings.use_gpu)
     model = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
     if not model.is_file():
@@ -107,9 +110,15 @@ def _is_missing_from_shipped(path: Path) -> bool:
 
 def _read_records(path: Path) -> dict[str, dict]:
     try:
-        return read_json_object(path)
+        records = read_json_object(path)
     except (OSError, ValueError):  # no records yet, or unreadable ones: everything is judged without them
         return {}
+    shapes = {"begun": dict, "from": dict, "outputs": dict}
+    return {
+        name: record
+        for name, record in records.items()
+        if isinstance(record, dict) and all(isinstance(record.get(key, {}), kind) for key, kind in shapes.items())
+    }
 
 
 def _work(plan: Plan) -> None:
@@ -186,7 +195,8 @@ def _made_from(plan: Plan, step: Step) -> dict[str, str]:
     sources = {"command": hashlib.sha256(step.command.encode()).hexdigest(), "code": _code(plan.root, step.task)}
     sources |= _digests(plan.root, step.inputs)
     if step.reads_model:
-        sources["model"] = " ".join([digest(plan.model), *plan.model_words()])
+        words = [digest(Path(word)) if Path(word).is_file() else word for word in plan.model_words()]
+        sources["model"] = " ".join([digest(plan.model), *words])
     return sources
 
 

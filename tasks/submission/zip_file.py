@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import lzma
 import os
 import re
 import stat
@@ -25,7 +26,10 @@ NEEDLESS = re.compile(r"(.*/)?(\.[^/]*|__pycache__)(/.*)?|data/.*|.*\.(pyc|bin|p
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")  # of Markdown, pictures included
 READ_AS_TEXT = (".js", ".css", ".html", ".json")
 MAC = "__MACOSX"  # added by the Finder
-BAD_ZIP = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError)
+BAD_ZIP = (  # what zipfile raises for damaged archives
+    zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError, EOFError, OSError, ValueError, LookupError,
+    RuntimeError, OverflowError,
+)  # fmt: skip
 UNPACKED_LIMIT = 500_000_000  # bytes, far above any real submission
 DATE = (1980, 1, 1, 0, 0, 0)  # the same files give the same bytes
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from config import LlamaConfig
+from engine.io.files import FileError
 
 LARGEST_TABLES = 2**30  # bytes of position tables
 PADDING = 1024  # rows of an embedding are padded to at most a multiple of this
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FileError):
     """A checkpoint that cannot be used; the message, one printable line, names the file and the reason."""
 
     def __init__(self, message: str):

@@ -72,9 +72,13 @@ SAFE = [  # what may be unpickled, beside torch's own list: data only, and for N
 
 
 def save_plain(content: dict, path: str | os.PathLike) -> None:
-    """`torch.save` through a temporary file: an interrupted write leaves the previous file."""
+    """`torch.save` through a temporary file: an interrupted write leaves the previous file. OSError on a full disk."""
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch's writer raises where a file cannot grow
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(f"cannot write {path}: is the disk full? (torch: {reason})") from error
 
 
 def load_plain(path: str | os.PathLike) -> Any:
