@@ -182,7 +182,7 @@ def test_fuzzed_summaries_are_named_or_read(tmp_path, capsys):
         path.write_text(json.dumps(mutated(SUMMARY, rng, ODD_JSON)))
         try:
             report.table(report.read_models(tmp_path / "addition_models"))
-        except FileError as error:
+        except ValueError as error:
             assert str(path) in str(error)
         blocks, left_out = gather(tmp_path)
         assert len(blocks) + len(left_out) == 10

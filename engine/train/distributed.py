@@ -148,7 +148,7 @@ def _runs(process: int) -> bool:
     """Whether a process of this machine still runs; one that has ended, but was not waited for, does not."""
     try:
         os.kill(process, 0)
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
     except OSError:  # there is no /proc here
