@@ -128,6 +128,20 @@ def test_two_killed_processes_resume_to_the_same_bits(tmp_path):
     assert run_llama.main(pretrain_flags(tmp_path, "killed", *more, "--resume")) == 2  # one alone is another run
 
 
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_survivor_names_the_process_that_ended_and_how_to_resume(tmp_path, dead):
+    processes = start(pretrain_flags(tmp_path, "run", "--epochs", "60"))
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    processes[dead].kill()
+    code, _, shown = finish(processes)[1 - dead]
+    lines = [line for line in shown.split("\n") if line and not line.startswith(("training", "\r"))]
+    assert code == 1 and "Traceback" not in shown
+    assert f"run_llama.py: process {dead} of 2 of this run has ended" in lines[-1]
+    assert "start all of them again with --resume" in lines[-1]
+
+
 def test_torchrun_itself_and_one_line_where_input_is_bad(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run_llama.py"]
     quiet = {"cwd": ROOT, "capture_output": True, "text": True, "check": False, "timeout": 120}

@@ -177,7 +177,7 @@ SUMMARY = {
 def test_fuzzed_summaries_are_named_or_read(tmp_path, capsys):
     path = tmp_path / "addition_models" / "best_model" / "experiment_summary.json"
     path.parent.mkdir(parents=True)
-    rng = random.Random(16)
+    rng, parts = random.Random(16), len(gather(tmp_path)[1])
     for _ in range(200):
         path.write_text(json.dumps(mutated(SUMMARY, rng, ODD_JSON)))
         try:
@@ -185,7 +185,7 @@ def test_fuzzed_summaries_are_named_or_read(tmp_path, capsys):
         except ValueError as error:
             assert str(path) in str(error)
         blocks, left_out = gather(tmp_path)
-        assert len(blocks) + len(left_out) == 10
+        assert len(blocks) + len(left_out) == parts
         findings = Findings()
         accuracy = _summary(path.parent, "best_model", findings)
         assert findings.problems if accuracy is None else 0 <= accuracy <= 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -134,7 +135,7 @@ def _collective(operation: Callable, *arguments: Any) -> None:
     try:
         operation(*arguments)
     except RuntimeError as error:
-        ended = [number for number, (host, process) in enumerate(_processes) if host == _HOST and not _runs(process)]
+        ended = _ended()
         survivors = [number for number in range(dist.get_world_size()) if number not in ended]
         if dist.get_rank() != survivors[0]:
             raise SystemExit(1) from None
@@ -142,6 +143,17 @@ def _collective(operation: Callable, *arguments: Any) -> None:
         raise ConnectionError(
             f"{who} of this run has ended ({str(error).splitlines()[0]}); start all of them again with --resume"
         ) from None
+
+
+def _ended() -> list[int]:
+    """The ranks of this machine whose process has ended; it closes its connections a moment before it is gone."""
+    ended: list[int] = []
+    for _ in range(25):
+        ended = [number for number, (host, process) in enumerate(_processes) if host == _HOST and not _runs(process)]
+        if ended:
+            break
+        time.sleep(0.02)
+    return ended
 
 
 def _runs(process: int) -> bool:

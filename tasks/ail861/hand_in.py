@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import re
 import shutil
 import sys

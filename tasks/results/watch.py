@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+from engine import start
+
+start.begin(__name__)
+
 import sys
 import time
 from collections.abc import Sequence
