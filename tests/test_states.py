@@ -71,7 +71,7 @@ def test_fuzzed_states_are_refused_by_name_or_train_on(tmp_path):
     """300 seeded changes of a real state: none ends in another error than CheckpointError."""
     first = trainer_of(tmp_path, Tallied(), identity={"data": "abc"}, epochs=1)
     first.fit()
-    state, rng, refused = load_plain(first.state_path, mapped=False), random.Random(16), 0
+    state, rng, refused = load_plain(first.state_path), random.Random(16), 0
     for _ in range(300):
         save_plain(mutated(state, rng, ODD), first.state_path)
         trainer = trainer_of(tmp_path, Tallied(), identity={"data": "abc"}, epochs=1)
