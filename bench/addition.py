@@ -60,7 +60,7 @@ def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = 
     settings = AdderTraining(seeds=seeds, batch_size=batch, epochs=1, save_dir=tempfile.mkdtemp())
     model = SideBySide([Llama(config) for _ in range(seeds)])
     problems = Problems.of(*sample_problems(200_000, 0))
-    workload = AdditionWorkload(model, problems, problems, chunk_of(settings), 1, len(problems), seed=0)
+    workload = AdditionWorkload(model, problems, problems, chunk_of(settings, CPU), 1, len(problems), seed=0)
     workload.compile_step(model)
     trainer = build_trainer(model, workload, settings, CPU, {})
     batches = workload.epoch(0)[: batch // workload.chunk]

@@ -159,6 +159,25 @@ def attention_maps(maps, tokens: Sequence[str], path: str | Path) -> None:
     save_figure(figure, path)
 
 
+def shares_table(
+    shares: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], path: str | Path
+) -> None:
+    """Shares (rows, columns) between 0 and 1 as a table of coloured cells with their values."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2 + 0.95 * len(columns), 0.8 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="RdYlGn", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(length=0)
+    for row, values in enumerate(shares):
+        for column, value in enumerate(values):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+    save_figure(figure, path)
+
+
 def curves(
     series: Mapping[str, Sequence[tuple[float, float]]],
     across: str,

@@ -22,11 +22,10 @@ are sorted by size. `python -m tests.leader_board` writes this page from the JSO
 
 - `best_model` is the smallest perfect one of all.
 - `course_best` is the smallest perfect one whose configuration differs from the defaults only in the course's twelve
-  fields, so that the course's own `addition_run.py` runs it. It is a copy of `ablation_24`.
+  fields, so that the course's own `addition_run.py` runs it.
 
 Test a model with `python addition_run.py test --checkpoint addition_models/NAME/best_model.pth`; train it again with
-`python addition_run.py train --recipe recipes/NAME.toml --save_dir runs/NAME` (`best_adder.toml` for `best_model`,
-`ablation_24.toml` for `course_best`).
+`python addition_run.py train --recipe recipes/NAME.toml --save_dir runs/NAME` (`best_adder.toml` for `best_model`).
 
 ## Perfect on the 10,000 problems of data/addition_test.txt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 import addition_run
 from addition_lib import create_datasets
 from config import LlamaConfig
-from engine.io.checkpoint import read_checkpoint
 from llama import Llama
+from tasks.submission.files import COURSES
+from tasks.submission.zip_file import collect
+from tests.leader_board import models
 from tests.tiny import ROOT
 
 MODELS = ROOT / "addition_models"
@@ -78,9 +81,26 @@ def test_only_the_models_of_the_twelve_fields_survive_the_courses_loader():
     assert right(addition_run.load_model(str(MODELS / "best_model" / "best_model.pth"))) == 1.0
 
 
-def test_course_best_is_ablation_24():
-    ours, copied = (read_checkpoint(MODELS / name / "best_model.pth") for name in ("course_best", "ablation_24"))
-    assert all(torch.equal(tensor, copied.state_dict[name]) for name, tensor in ours.state_dict.items())
+def test_course_best_is_the_smallest_perfect_one_of_the_twelve_fields():
+    summary = json.loads((MODELS / "course_best" / "experiment_summary.json").read_text("utf-8"))
+    assert summary["exhaustive"]["asked"] == 81_000_000 and summary["exhaustive"]["wrong"] == 0
+    assert {name: result["wrong"] for name, result in summary["results"].items()} == {
+        "addition_test": 0, "course_addition_test": 0,
+    }  # fmt: skip
+    rows = [row for row in models() if row["accuracy"] == 1.0 and row["fields"] == "the course's twelve"]
+    assert rows[0]["name"] == "course_best" and rows[0]["parameters"] == summary["num_params"] < 1000
+
+
+def test_the_zip_carries_course_best_for_the_courses_program(tmp_path):
+    """The stand-in for the course's test over the unpacked files, which say which of the two models is which."""
+    files, problems = collect(ROOT, COURSES["spring2026"], "student")
+    assert not problems
+    for name in (name for name in files if name.startswith(("addition_models/course_best/", "addition_models/README"))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files[name], tmp_path / name)
+    assert right(course_load(tmp_path / "addition_models" / "course_best")) == 1.0
+    page = (tmp_path / "addition_models" / "README.md").read_text("utf-8")
+    assert "`course_best` is the smallest perfect one" in page
 
 
 def test_the_starters_names_serve(tmp_path):

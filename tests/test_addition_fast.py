@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import pytest
 import torch
 
 from config import LlamaConfig
+from engine.train.muon import Muon, muon_groups, orthogonalise
 from llama import Llama
 from optimizer import AdamW
 from tasks.addition.batched_model import SideBySide, answer_targets, counted, problem_tokens
+from tasks.addition.flat_muon import FlatMuon
 from tasks.addition.problems import encode_problems, sample_problems
-from tasks.addition.workload import AdditionWorkload, Problems, summed_losses, travelling
+from tasks.addition.workload import AdditionWorkload, Problems, Shares, easy_problems, summed_losses, travelling
 
 CONFIGS = {
     "course": {"dim": 8, "n_layers": 3, "n_heads": 2, "n_kv_heads": 2},
@@ -134,6 +139,7 @@ def test_without_a_compiler_the_step_runs_as_it_is(monkeypatch, capsys):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: missing)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     drawn = Problems.of(*sample_problems(40, 0))
     fast = SideBySide(models("course"))
     workload = AdditionWorkload(fast, drawn, drawn, chunk=16, epochs=1, most_examples=40, seed=0)
@@ -168,9 +174,52 @@ def test_problems_whose_carries_travel_are_drawn_more_often():
     texts = [(f"{a}", f"{b}") for a, b in zip(drawn.a.tolist(), drawn.b.tolist(), strict=True)]
     counted_by_hand = [sum(int(d) + int(e) == 9 for d, e in zip(a[1:], b[1:], strict=True)) for a, b in texts]
     assert nines.tolist() == counted_by_hand
-    workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, nines=0.5)
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=Shares(nines=0.5))
     order = workload.epoch(0).order.long()
     shares = torch.bincount(nines[order], minlength=4) / len(order)
     usual = torch.bincount(nines, minlength=4) / len(drawn)
     torch.testing.assert_close(shares, usual / 2 + torch.tensor([0, 1, 1, 1]) / 6, rtol=0, atol=0.02)
     assert torch.equal(order, workload.epoch(0).order.long())
+
+
+def test_muon_on_flat_parameters_is_the_engines_muon(monkeypatch):
+    """Ten steps with random gradients, against `engine.train.muon.Muon` on the models' own tensors."""
+    exact = partial(orthogonalise, dtype=torch.float64)  # the engine's default is bfloat16
+    monkeypatch.setattr("engine.train.muon.orthogonalise", exact)
+    made = models("grouped, wide heads")
+    fast = SideBySide(made)
+    options = {"lr": 1e-2, "weight_decay": 0.1, "max_grad_norm": None}
+    flat = FlatMuon(fast.parameters(), fast.shapes, **options)
+    plain = []
+    for model in made:
+        groups = [group | {"weight_decay": 0.1} for group in muon_groups(model, 0.1)]
+        plain.append(Muon(groups, lr=1e-2, max_grad_norm=None))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        for parameters, model in zip(fast.seeds, made, strict=True):
+            parameters.grad = torch.randn(len(parameters), generator=generator, dtype=torch.float64)
+            pieces = parameters.grad.split([math.prod(shape) for shape in fast.shapes.values()])
+            for (name, shape), piece in zip(fast.shapes.items(), pieces, strict=True):
+                dict(model.named_parameters())[name].grad = piece.view(shape).clone()
+        flat.step()
+        for optimizer in plain:
+            optimizer.step()
+    for index, model in enumerate(made):
+        for name, tensor in fast.model_of(index).state_dict().items():
+            torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0, atol=1e-10)
+
+
+def test_easy_problems_come_first_and_fade():
+    """A zero stands in each lower column of the easy ones; their share falls from 0.8 to none at half of the run."""
+    fast, drawn = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(30_000, 5))
+    easy = torch.zeros(len(drawn), dtype=torch.bool)
+    easy[easy_problems(drawn).long()] = True
+    texts = [(f"{a}", f"{b}") for a, b in zip(drawn.a.tolist(), drawn.b.tolist(), strict=True)]
+    assert easy.tolist() == [all("0" in column for column in zip(a[1:], b[1:], strict=True)) for a, b in texts]
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 2, 45_000, seed=0, shares=Shares(zeros=0.8))
+    first, second = (easy[workload.epoch(epoch).order.long()].float() for epoch in (0, 1))
+    expected = [0.8 * (1 - start / 22_500) for start in (1500, 10_500, 22_500)]
+    measured = [first[start - 1500 : start + 1500].mean().item() for start in (1500, 10_500, 22_500)]
+    usual = easy.float().mean().item()
+    assert measured == pytest.approx([share + (1 - share) * usual for share in expected], abs=0.05)
+    assert second.mean().item() == pytest.approx(usual, abs=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,11 +14,14 @@ from config import LlamaConfig
 from engine.io.checkpoint import save_checkpoint
 from llama import Llama
 from tasks.addition import report as addition_report
-from tasks.addition.batched_model import POSITIONS
+from tasks.addition.batched_model import POSITIONS, problem_tokens
 from tasks.addition.picture import draw_experiments
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import load_adder
+from tasks.attention_maps import attention_weights
 from tests.tiny import ROOT
+
+BEST = ROOT / "addition_models" / "best_model" / "best_model.pth"
 
 
 def test_the_table_lists_every_tested_model_smallest_first(tmp_path, capsys):
@@ -70,6 +74,8 @@ def test_heads_are_drawn_and_a_figure_without_a_name_is_refused(tmp_path, capsys
     assert len(addition_report.POSITION_NAMES) == POSITIONS
     assert addition_report.main(["--heads_of", str(checkpoint), "--out", str(tmp_path / "heads.png")]) == 0
     assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
+    assert addition_report.main(["--parts_of", str(checkpoint), "--out", str(tmp_path / "parts.png")]) == 0
+    assert (tmp_path / "parts.png").read_bytes().startswith(b"\x89PNG")
     assert addition_report.main(["--heads_of", str(checkpoint)]) == 2
     assert addition_report.main(["--heads_of", str(tmp_path / "none.pth"), "--out", str(tmp_path / "x.png")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
@@ -77,10 +83,60 @@ def test_heads_are_drawn_and_a_figure_without_a_name_is_refused(tmp_path, capsys
 
 def test_without_its_carrying_head_the_best_model_forgets_the_carry_alone():
     """As docs/addition.md tells it; and the model is as before afterwards."""
-    model = load_adder(ROOT / "addition_models" / "best_model" / "best_model.pth", torch.device("cpu"))
+    model = load_adder(BEST, torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(2000, 1))
     a, b = a[a + b >= 10000], b[a + b >= 10000]
     alone, carried, short = addition_report.digits_without(model, 1, 0, a, b)
     assert alone > 0.8 and carried < 0.2 and carried + short > 0.99
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def switched_off() -> dict[str, dict[str, float]]:
+    """Part -> kind of token -> share that stays right, on problems that the figure does not use."""
+    model = load_adder(BEST, torch.device("cpu"))
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(1500, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = {name: addition_report.without(model, weight, columns, a, b) for name, weight, columns in
+            addition_report.parts(model)}  # fmt: skip
+    rows["nothing"] = addition_report.outcomes(model, a, b)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    return {name: dict(zip(addition_report.OUTCOMES, shares, strict=True)) for name, shares in rows.items()}
+
+
+def test_each_part_of_the_best_model_does_what_docs_addition_says(switched_off):
+    off = switched_off
+    assert len(off) == 1 + 2 * (2 + 4) and set(off["nothing"].values()) == {1.0}
+    assert all(off[f"layer 1, unit {unit}"]["all digits"] < 0.5 for unit in (1, 2, 3, 4))
+    fetch, carry = off["layer 2, head 2"], off["layer 2, head 1"]
+    assert fetch["all digits"] < 0.1 and min(fetch["end after 4"], fetch["end after 5"]) > 0.99
+    assert carry["digit, carry in"] < 0.15 < 0.7 < carry["digit, no carry in"]
+    assert max(carry["leading 1"], carry["end after 4"], carry["end after 5"]) < 0.01
+    leading, unit_2, unit_3, ending = (off[f"layer 2, unit {unit}"] for unit in (1, 2, 3, 4))
+    assert leading["leading 1"] < 0.05 and min(leading["end after 4"], leading["end after 5"]) > 0.98
+    assert unit_2["digit, no carry in"] > 0.99 and unit_2["digit, carry in"] < 0.7
+    assert min(unit_2[name] for name in ("leading 1", "end after 4", "end after 5")) > 0.99
+    assert unit_3["all digits"] < 0.6
+    assert min(unit_3[name] for name in ("leading 1", "end after 4", "end after 5")) > 0.99
+    assert ending["end after 5"] < 0.2 and ending["all digits"] > 0.85
+
+
+def test_the_heads_of_the_best_model_look_where_docs_addition_says():
+    """b's digits at a's, `=` at both thousands digits; each answer position at its column, which the length moves."""
+    model = load_adder(BEST, torch.device("cpu"))
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(200, 3))
+    column = {name: index for index, name in enumerate(addition_report.POSITION_NAMES)}
+    for five in (True, False):
+        rows = problem_tokens(a, b).T[(a + b >= 10000) == five][:60]
+        maps = torch.stack([attention_weights(model, row) for row in rows]).mean(dim=0)  # (layers, heads, 16, 16)
+        for place in range(4):
+            assert maps[0, 1, column[f"b{place}"], column[f"a{place}"]] > 0.9
+        halves = maps[0, 0, column["="]]
+        assert min(halves[column["a3"]], halves[column["b3"]]) > 0.4
+        fetched = ("b3", "b2", "b1", "b0") if five else ("b2", "b1", "b0")
+        for query, key in zip(("c4", "c3", "c2", "c1"), fetched, strict=False):
+            assert maps[1, 1, column[query], column[key]] > 0.9
+        carry = maps[1, 0, column["c4"]]
+        nearer, further = ("b2", "b1") if five else ("b1", "b0")
+        assert carry[column[nearer]] > carry[column[further]] > 0.05

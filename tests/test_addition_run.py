@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from functools import partialmethod
 
 import pytest
 import torch
@@ -29,7 +28,11 @@ SHORT = ["--examples", "600", "--epochs", "2", "--batch_size", "100", "--dev_exa
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Runs `train` in a fresh folder that has the test file; returns its exit code."""
+    return training_in(tmp_path, monkeypatch)
+
+
+def training_in(tmp_path, monkeypatch):
+    """A function that runs `train` in a fresh folder that has the test file, and returns the exit code."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     test_file = (ROOT / "data" / "addition_test.txt").read_text("ascii")
@@ -222,76 +225,6 @@ def test_the_courses_epoch_is_a_plain_torch_loop(tmp_path):
     assert mean == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     for name, tensor in oracle.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
-
-
-TRIAL = ["--trial_seeds", "3", "--trial_examples", "200", "--trial_lr", "3e-2", "--trial_batch_size", "50"]
-
-
-def test_a_trial_trains_as_a_run_of_its_own_and_its_best_seed_goes_on(train, tmp_path):
-    """The trial is to the bit what the same flags give alone; the kept seed starts from its weights."""
-    assert train(*TRIAL, "--save_dir", "run", "--lr", "0") == 0
-    alone = ["--seeds", "3", "--examples", "200", "--epochs", "1", "--lr", "3e-2", "--batch_size", "50"]
-    assert train(*alone, "--save_dir", "alone", "--train_file", "alone_train.txt", "--val_file", "alone_dev.txt") == 0
-    data = tmp_path / "data"
-    assert (data / "addition_dev.txt").read_bytes() == (tmp_path / "alone_dev.txt").read_bytes()
-    numbers = [set(pair_number(*read_problems(data / f"addition_{name}.txt")).tolist()) for name in ("train", "dev")]
-    assert [len(pairs) for pairs in numbers] == [300, 50] and not numbers[0] & numbers[1]
-    trial, oracle = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run/trial", "alone"))
-    assert all(torch.equal(trial[name], oracle[name]) for name in oracle)
-    measured = [record for record in read(tmp_path / "alone" / "log.jsonl") if "score" in record][-1]
-    best = 1337 + min(range(3), key=measured["seed_losses"].__getitem__)
-    described = json.loads((tmp_path / "run" / "training_config.json").read_text())
-    assert described["result"]["trial"]["went_on"] == [best] and described["result"]["best_seed"] == best
-    assert described["capacity_used"] == 6 * 164 * (600 + 200)
-    kept, first = (read_checkpoint(tmp_path / name).state_dict for name in
-                   ("run/best_model.pth", f"alone/seed_{best}.pth"))  # fmt: skip
-    assert all(torch.equal(kept[name], first[name]) for name in first)  # at a rate of zero nothing moves
-
-
-def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
-    flags = [*TRIAL, "--seeds", "2", "--save_every", "1", "--max_grad_norm", "1"]
-    assert train(*flags, "--save_dir", "whole") == 0
-    begin = TrainingPlan.begin
-
-    def stop_at(plan, of_trial: int, of_run: int):
-        begin(plan)
-        step = plan.trainer.step
-
-        def failing(batches):
-            if plan.trainer.progress.step == (of_run if plan.trial else of_trial):
-                raise KeyboardInterrupt
-            return step(batches)
-
-        plan.trainer.step = failing
-
-    for places in ((2, -1), (-1, 3)):  # in the trial, then in what follows
-        stopping = partialmethod(stop_at, *places)
-        monkeypatch.setattr(TrainingPlan, "begin", stopping)
-        assert train(*flags, "--resume") == 130
-    monkeypatch.setattr(TrainingPlan, "begin", begin)
-    assert train(*flags, "--resume") == 0
-    now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
-    assert all(torch.equal(now[name], whole[name]) for name in whole)
-    names = [sorted(path.name for path in (tmp_path / name).glob("seed_*.pth")) for name in ("run", "whole")]
-    assert names[0] == names[1] and len(names[0]) == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "complaint"),
-    [
-        (["--trial_examples", "200"], "--trial_examples belongs to a seed search"),
-        (["--trial_lr", "1e-2"], "--trial_lr belongs to a seed search"),
-        (["--trial_batch_size", "50"], "--trial_batch_size belongs to a seed search"),
-        (["--trial_seeds", "3"], "needs --trial_examples"),
-        ([*TRIAL, "--seeds", "3"], "more seeds than --seeds continues"),
-        ([*TRIAL, "--capacity", str(6 * 164 * 799)], "allows 599"),
-    ],
-)
-def test_a_bad_trial_is_one_line_before_any_work(train, tmp_path, capsys, flags, complaint):
-    assert train(*flags) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and complaint in captured.err
-    assert not list(tmp_path.rglob("last.pt"))
 
 
 def test_another_test_is_added_and_replaces_nothing(train, tmp_path):

@@ -15,14 +15,14 @@ from optimizer import AdamW
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Approximate U·Vᵀ of each matrix (count, rows, columns): singular values end between 0.7 and 1.2.
 
-    Quintic Newton-Schulz iteration X ← a·X + (b·X·Xᵀ + c·(X·Xᵀ)²)·X in bfloat16, on the wide orientation.
+    Quintic Newton-Schulz iteration X ← a·X + (b·X·Xᵀ + c·(X·Xᵀ)²)·X in `dtype`, on the wide orientation.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -70,6 +70,9 @@ class ModelShape(Settings):
 class Optimization(LogSettings):
     """the training, beyond the course"""
 
+    optimizer: str = flag(
+        "adamw", "muon: Muon for the matrices of the layers, AdamW for everything else", choices=("adamw", "muon")
+    )
     schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))
     warmup_steps: int = flag(0, "steps over which the learning rate rises", type=count, metavar="N")
     rate_floor: float = flag(0.0, "the schedule decays to this share of the peak", type=share, metavar="SHARE")
@@ -99,6 +102,10 @@ class SeedSearch(Settings):
     trial_batch_size: int | None = flag(
         None, "problems per step of the search; by default --batch_size", type=positive, metavar="N"
     )
+    trial_rounds: list[str] = flag(
+        [], "further rounds: the best SEEDS of the round before train on EXAMPLES more", nargs="+",
+        metavar="SEEDS:EXAMPLES",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +125,13 @@ class ProblemSettings(Settings):
         0.0, "share of training examples with long carry chains (one to three columns that sum to 9)", type=share,
         metavar="SHARE",
     )  # fmt: skip
+    zeros: float = flag(
+        0.0, "share of easy training examples at first (each lower column has a zero); in a seed search: of its first "
+        "round", type=share, metavar="SHARE",
+    )  # fmt: skip
+    zeros_until: float = flag(
+        0.5, "--zeros falls linearly to none over this share of the run", type=above_zero, metavar="SHARE"
+    )
     no_data_files: bool = flag(False, "keep the problems in memory only")
     overwrite: bool = flag(False, "allow replacing a model that ships with the project")
 

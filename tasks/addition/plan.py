@@ -22,19 +22,23 @@ from engine.train.state import Progress
 from engine.train.trainer import Trainer, TrainSettings
 from llama import Llama
 from optimizer import AdamW
+from tasks.addition import native_step
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
+from tasks.addition.flat_muon import FlatMuon
 from tasks.addition.problems import pair_number, read_problems, sample_problems
-from tasks.addition.workload import AdditionWorkload, Model, Problems
+from tasks.addition.workload import AdditionWorkload, Model, Problems, Shares
 from tasks.settings import MachineSettings, input_file, shared_fields
 from utils import set_up
 
 TEST_FILES = ("data/addition_test.txt", "data/course_addition_test.txt")  # ours, and the course's if setup fetched it
+NATIVE_CHUNK = 4096
 CHUNK, CHUNK_OF_SEEDS = 256, 384  # problems (over all seeds) whose activations fit in the CPU cache
 WORTH_COMPILING = 500_000  # examples (over all seeds) from which the minute of compilation pays
 RECORDED = (  # settings that training_config.json repeats after the course's fields
-    "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
-    "stop_when_perfect", "init_std", "nines", "trial_seeds", "trial_examples", "trial_lr", "trial_batch_size",
+    "optimizer", "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
+    "stop_when_perfect", "init_std", "nines", "zeros", "zeros_until", "trial_seeds", "trial_examples",
+    "trial_lr", "trial_batch_size", "trial_rounds",
 )  # fmt: skip
 
 
@@ -85,7 +89,7 @@ def plan_run(
     model = build_model(config, settings, device)
     parameters = sum(prod(shape) for shape in parameter_shapes(config).values())
     distinct, examples = allowed_examples(settings, parameters, spent)
-    chunk = chunk_of(settings)
+    chunk = chunk_of(settings, device)
     folder = Path(settings.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "last.pt")
@@ -94,7 +98,7 @@ def plan_run(
     examples = min(examples, settings.epochs * len(training))
     workload = AdditionWorkload(
         model, training, dev, chunk, settings.epochs, examples, settings.seed, settings.stop_when_perfect,
-        settings.nines,
+        Shares(settings.nines, settings.zeros, settings.zeros_until),
     )  # fmt: skip
     described = describe(settings, parameters, len(training), len(dev), examples, spent)
     trainer = build_trainer(model, workload, settings, device, identity_of(config, described, training, dev))
@@ -117,6 +121,8 @@ def build_model(config: LlamaConfig, settings: AdderTraining, device: torch.devi
     """Freshly initialised models of all seeds in one batched model; with `--plain` one ordinary `Llama`."""
     if settings.plain and settings.seeds > 1:
         raise ValueError("--plain trains one model: leave out --seeds")
+    if settings.plain and settings.optimizer != "adamw":
+        raise ValueError("--plain trains with AdamW: leave out --optimizer")
     models = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
         torch.manual_seed(seed)
@@ -147,11 +153,14 @@ def allowed_examples(settings: AdderTraining, parameters: int, spent: int) -> tu
     return ceil(seen / settings.epochs), seen
 
 
-def chunk_of(settings: AdderTraining) -> int:
+def chunk_of(settings: AdderTraining, device: torch.device) -> int:
     """Problems per forward pass: `--chunk`, or the largest divisor of the batch that fits in the CPU cache."""
     if settings.chunk is not None and settings.batch_size % settings.chunk:
         raise ValueError(f"--chunk {settings.chunk} does not divide the batch of {settings.batch_size}")
-    most = min(CHUNK, max(16, CHUNK_OF_SEEDS // settings.seeds))
+    if native_step.supported(config_of(settings), device) and not (settings.plain or settings.no_compile):
+        most = NATIVE_CHUNK  # the C++ step keeps eight problems in the cache, whatever the batch
+    else:
+        most = min(CHUNK, max(16, CHUNK_OF_SEEDS // settings.seeds))
     return settings.chunk or max(size for size in range(1, most + 1) if settings.batch_size % size == 0)
 
 
@@ -224,10 +233,12 @@ def build_trainer(
     model: Model, workload: AdditionWorkload, settings: AdderTraining, device: torch.device, identity: dict
 ) -> Trainer:
     """The trainer. Each seed is one vector in the optimizer, and its gradient is clipped separately."""
-    optimizer = AdamW(
-        model.parameters(), lr=settings.lr, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm, clip_each=not settings.plain,
-    )  # fmt: skip
+    options = {"lr": settings.lr, "betas": (0.9, settings.beta2), "weight_decay": settings.weight_decay}
+    options |= {"max_grad_norm": settings.max_grad_norm, "clip_each": not settings.plain}
+    if settings.optimizer == "muon":
+        optimizer = FlatMuon(model.parameters(), model.shapes, **options)
+    else:
+        optimizer = AdamW(model.parameters(), **options)
     accumulation = {"accumulation": settings.batch_size // workload.chunk}
     train_settings = TrainSettings(**shared_fields(settings, TrainSettings) | accumulation)
     folder = Path(settings.save_dir)

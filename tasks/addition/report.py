@@ -2,6 +2,7 @@
 
     python -m tasks.addition.report --models addition_models --out docs/addition_experiments.png
     python -m tasks.addition.report --heads_of addition_models/best_model/best_model.pth --out docs/addition_heads.png
+    python -m tasks.addition.report --parts_of addition_models/best_model/best_model.pth --out docs/addition_parts.png
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from engine.train import run_log
 from engine.train.run_log import examples_seen
 from llama import Llama
 from tasks import cli, plots
-from tasks.addition.batched_model import answer_targets, problem_tokens
+from tasks.addition.batched_model import answer_targets, counted, problem_tokens
 from tasks.addition.picture import Adder, experiments
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import load_adder
@@ -149,27 +150,86 @@ def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) ->
     return float(without.double().mean()), float(with_carry.double().mean()), float(one_short.double().mean())
 
 
+OUTCOMES = ("all digits", "digit, no carry in", "digit, carry in", "leading 1", "end after 4", "end after 5")
+
+
+def draw_parts(model: Llama, out: Path) -> None:
+    """Draws, and prints, what stays right with each head and each unit of the feed-forwards switched off."""
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(3000, 7))
+    rows = {"nothing off": outcomes(model, a, b)}
+    for name, weight, columns in parts(model):
+        rows[name] = without(model, weight, columns, a, b)
+    for name, shares in rows.items():
+        print(f"{name}: " + ", ".join(f"{label} {share:.2f}" for label, share in zip(OUTCOMES, shares, strict=True)))
+    plots.shares_table(list(rows.values()), list(rows), OUTCOMES, out)
+
+
+def parts(model: Llama) -> list[tuple[str, Tensor, slice]]:
+    """Every head and unit: its name, the matrix that adds its output to the residual stream, and its columns there."""
+    found, size = [], model.config.head_dim
+    for index, layer in enumerate(model.layers, 1):
+        attention, feed_forward = layer.attention.compute_output.weight, layer.feed_forward.w2.weight
+        for head in range(model.config.n_heads):
+            found.append((f"layer {index}, head {head + 1}", attention, slice(head * size, (head + 1) * size)))
+        for unit in range(model.config.ffn_dim):
+            found.append((f"layer {index}, unit {unit + 1}", feed_forward, slice(unit, unit + 1)))
+    return found
+
+
+@torch.no_grad()
+def without(model: Llama, weight: Tensor, columns: slice, a: Tensor, b: Tensor) -> list[float]:
+    """`outcomes` while these columns of a weight are zero; the weight is as before afterwards."""
+    kept = weight[:, columns].clone()
+    weight[:, columns] = 0.0
+    shares = outcomes(model, a, b)
+    weight[:, columns] = kept
+    return shares
+
+
+@torch.no_grad()
+def outcomes(model: Llama, a: Tensor, b: Tensor) -> list[float]:
+    """Shares of right tokens, teacher-forced, in the order of `OUTCOMES`, over sums a + b, each (batch,) int64.
+
+    Digits are the last four of the answer, with or without a carry from the column to the right. The leading 1 and the
+    end after 5 digits are those of five-digit sums, the end after 4 of four-digit sums.
+    """
+    tokens = problem_tokens(a, b)
+    right = answer_logits(model, a, b)[0].argmax(dim=0) == answer_targets(tokens)  # (6, batch)
+    five = a + b >= 10000
+    place = torch.stack([torch.where(five, 4 - index, 3 - index) for index in range(6)])  # of ten; −1: the end
+    power = 10 ** place.clamp(min=0)
+    carried = a % power + b % power >= power
+    digit = (place >= 0) & (place < 4) & counted(tokens)
+    chosen = (
+        digit, digit & ~carried, digit & carried, place == 4, (place == -1) & ~five & counted(tokens),
+        (place == -1) & five,
+    )  # fmt: skip
+    return [float(right[mask].double().mean()) for mask in chosen]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the table or draws the heads; see `cli.carry_out` for the exit codes."""
     parser = cli.new_parser("addition report", (__doc__ or "").split("\n")[0])
     parser.add_argument("--models", default="addition_models", help="folder of the models' folders")
     parser.add_argument("--heads_of", metavar="CHECKPOINT", help="draw what the heads of this model attend to instead")
+    parser.add_argument("--parts_of", metavar="CHECKPOINT", help="draw what stays right without each part instead")
     parser.add_argument("--out", help="figure to write (PNG)")
     args = parser.parse_args(argv)
-    return cli.carry_out("addition report", lambda: prepare(args.models, args.heads_of, args.out))
+    return cli.carry_out("addition report", lambda: prepare(args.models, args.heads_of, args.parts_of, args.out))
 
 
-def prepare(models: str, heads_of: str | None, target: str | None) -> cli.Work:
+def prepare(models: str, heads_of: str | None, parts_of: str | None, target: str | None) -> cli.Work:
     """Checks and reads everything; returns the work. Raises ValueError or OSError."""
     out = check_writable(target) if target else None
-    if heads_of is not None and out is None:
-        raise ValueError("--heads_of draws a figure: name its file with --out")
-    summaries = read_models(Path(models)) if heads_of is None else []
-    adder = None if heads_of is None else load_adder(heads_of, torch.device("cpu"))
+    checkpoint = heads_of or parts_of
+    if checkpoint is not None and (out is None or (heads_of and parts_of)):
+        raise ValueError("--heads_of and --parts_of draw one figure each: give one of them, and its file with --out")
+    summaries = read_models(Path(models)) if checkpoint is None else []
+    adder = None if checkpoint is None else load_adder(checkpoint, torch.device("cpu"))
 
     def work() -> None:
         if adder is not None and out is not None:
-            draw_heads(adder, out)
+            (draw_heads if heads_of else draw_parts)(adder, out)
         else:
             _report(Path(models), summaries, out)
         if out is not None:

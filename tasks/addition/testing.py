@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
+from tasks.addition import native_step
 from tasks.addition.batched_model import POSITIONS, SideBySide, answer_targets, counted, one_hot, problem_tokens
 from tasks.addition.problems import CHARS, HIGH, LOW, OPERANDS
 from tasks.addition.workload import Problems, answer_logits
@@ -131,6 +133,9 @@ def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _compiled(fast: SideBySide, device: torch.device) -> Callable[[SideBySide, Tensor, Tensor], Tensor]:
+    if native_step.supported(fast.config, device):
+        with contextlib.suppress(RuntimeError):  # then torch compiles its own
+            return native_step.NativeStep(fast).margins
     compiled = torch.compile(smallest_margins, dynamic=False)
     try:
         compiled(fast, *ordered_problems(0, CALL, device))

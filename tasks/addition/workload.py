@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from engine.io.checkpoint import save_checkpoint
 from engine.train.trainer import update
 from llama import Llama
+from tasks.addition import native_step
 from tasks.addition.batched_model import (
     ANSWER,
     FIRST,
@@ -88,6 +89,18 @@ class Batches(Sequence):
         return self.order[place * self.size : (place + 1) * self.size].long()
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Shares of training examples that are drawn from special problems: long carry chains, and easy ones at first.
+
+    The share `zeros` falls linearly to none over `zeros_until` of the run.
+    """
+
+    nines: float = 0.0
+    zeros: float = 0.0
+    zeros_until: float = 0.5
+
+
 class AdditionWorkload:
     """Trains on `training` for `epochs` and measures on `dev`, `chunk` problems at a time.
 
@@ -106,20 +119,33 @@ class AdditionWorkload:
         most_examples: int,
         seed: int,
         stop_when_perfect: bool = False,
-        nines: float = 0.0,
+        shares: Shares = Shares(),
     ):
         self.training, self.dev, self.chunk, self.seed = training, dev, chunk, seed
         self.last_epoch = epochs - 1
         self.surplus = max(0, epochs * len(training) - most_examples)
         self.stop_when_perfect, self.config = stop_when_perfect, model.config
-        self.nines, self.travelling = nines, travelling(training) if nines else []
+        self.shares, self.examples = shares, min(most_examples, epochs * len(training))
+        self.travelling = travelling(training) if shares.nines else []
+        self.easy = easy_problems(training) if shares.zeros else torch.empty(0, dtype=torch.int32)
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of = summed_losses, measured
         self._drawn: tuple[int, Tensor] | None = None
         self.best_seed = 0
 
     def compile_step(self, model: Model) -> None:
-        """Compiles the step for `model`; if that fails, it stays uncompiled and one line says so."""
+        """Compiles the step for `model`, in C++ or with torch; if both fail, one line says so."""
+        if isinstance(model, SideBySide) and native_step.supported(self.config, self.device):
+            try:
+                native = native_step.NativeStep(model)
+            except RuntimeError as error:
+                print(f"the C++ step cannot be used here, torch compiles its own ({error})")
+            else:
+                self.losses_of, self.measured_of = native.losses, native.measured
+                return
+        self._compile_with_torch(model)
+
+    def _compile_with_torch(self, model: Model) -> None:
         sample = self.training.rows(torch.arange(0), self.chunk, self.device)
         compiled = torch.compile(summed_losses, dynamic=False), torch.compile(measured, dynamic=False)
         try:
@@ -143,18 +169,28 @@ class AdditionWorkload:
         if self._drawn is None or self._drawn[0] != epoch:
             generator = torch.Generator().manual_seed((self.seed * 1000 + epoch) % 2**63)
             order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
-            self._drawn = epoch, self._with_nines(order, generator)
+            self._drawn = epoch, self._with_zeros(self._with_nines(order, generator), epoch, generator)
         return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk)
 
     def _with_nines(self, order: Tensor, generator: torch.Generator) -> Tensor:
         """Replaces a share `nines` of the order with problems of `travelling`, its groups equally likely."""
         if not self.travelling:
             return order
-        replaced = torch.rand(len(order), generator=generator) < self.nines
+        replaced = torch.rand(len(order), generator=generator) < self.shares.nines
         group = torch.randint(len(self.travelling), (len(order),), generator=generator)
         for index, places in enumerate(self.travelling):
             mine = replaced & (group == index)
             order[mine] = places[torch.randint(len(places), (int(mine.sum()),), generator=generator)]
+        return order
+
+    def _with_zeros(self, order: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """Replaces a falling share of the order with easy problems."""
+        if not len(self.easy) or not self.shares.zeros:
+            return order
+        seen = (epoch * len(order) + torch.arange(len(order))) / self.examples
+        share = self.shares.zeros * (1 - seen / self.shares.zeros_until)
+        replaced = torch.rand(len(order), generator=generator) < share
+        order[replaced] = self.easy[torch.randint(len(self.easy), (int(replaced.sum()),), generator=generator)]
         return order
 
     def count(self, batch: Tensor) -> int:
@@ -202,6 +238,15 @@ def travelling(problems: Problems) -> list[Tensor]:
     columns = sum((a // place % 10 + b // place % 10 == 9).int() for place in (1, 10, 100))
     groups = [torch.nonzero(columns == count)[:, 0].int() for count in (1, 2, 3)]
     return [group for group in groups if len(group)]
+
+
+def easy_problems(problems: Problems) -> Tensor:
+    """Indices (n,) int32 of the problems with a zero in each lower column: their lower digits are copied, not added."""
+    a, b = problems.a, problems.b
+    easy = torch.ones(len(a), dtype=torch.bool)
+    for place in (1, 10, 100):
+        easy &= (a // place % 10 == 0) | (b // place % 10 == 0)
+    return torch.nonzero(easy)[:, 0].int()
 
 
 def save_seed(model: Model, index: int, path: Path, seed: int) -> None:

@@ -24,7 +24,7 @@ SCRIPTS = ("run_llama", "addition_run", *(name.removesuffix(".py") for name in C
 LEFT_OUT = re.compile(r"\..*|__pycache__|cache|last\.pt|seed_.*\.pth|.*\.(pyc|zip|tmp|np[yz])")  # in addition_models
 NEEDLESS = re.compile(r"(.*/)?(\.[^/]*|__pycache__)(/.*)?|data/.*|.*\.(pyc|bin|pt|model)")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")  # of Markdown, pictures included
-READ_AS_TEXT = (".js", ".css", ".html", ".json")
+READ_AS_TEXT = (".js", ".css", ".html", ".json", ".cpp")
 MAC = "__MACOSX"  # added by the Finder
 BAD_ZIP = (  # what zipfile raises for damaged archives
     zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError, EOFError, OSError, ValueError, LookupError,

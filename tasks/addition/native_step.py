@@ -1,0 +1,149 @@
+"""The training step of tiny adders as C++, compiled for one shape: some ten times as fast as torch's compiled step.
+
+An adder of a few hundred parameters has no product worth a matrix kernel; what counts is that every loop is unrolled
+and that nothing leaves the processor's first caches. `native_step.cpp` does that for the course's configuration on a
+CPU; anything else (RMSNorm, a GPU, no C++ compiler) keeps the torch path.
+
+    python addition_run.py train --seeds 6
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config import LlamaConfig
+from engine.io.checkpoint import parameter_shapes
+from tasks.addition.batched_model import POSITIONS, SideBySide
+
+SOURCE = Path(__file__).with_name("native_step.cpp")
+# -ffast-math would also link code that flushes denormals in the whole process; these are the parts that vectorise
+MATH = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffinite-math-only")
+FLAGS = ("-O3", "-march=native", *MATH, "-freciprocal-math", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+LARGEST = 64  # features up to which unrolled loops stay small
+
+
+def compiler() -> str | None:
+    """The C++ compiler: the environment's CXX, or g++; None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def supported(config: LlamaConfig, device: torch.device) -> bool:
+    """Whether the C++ step computes this configuration here."""
+    plain = (config.norm_type, config.norm_position, config.ffn_type, config.position_embedding_type) == (
+        "layernorm", "pre", "swiglu", "rotary",
+    )  # fmt: skip
+    small = max(config.dim, config.ffn_dim, config.n_heads * config.head_dim) <= LARGEST
+    usual = plain and small and config.tie_embeddings and config.causal and not config.dropout
+    built = compiler() is not None and SOURCE.is_file()
+    return device.type == "cpu" and usual and built and config.vocab_size == 13
+
+
+def tensor_names(config: LlamaConfig) -> list[str]:
+    """The parameters in the order in which `adder_setup` takes their offsets."""
+    names = ["tok_embeddings.weight"]
+    for layer in range(config.n_layers):
+        parts = ["attention_norm.weight", "attention_norm.bias"]
+        parts += [f"attention.compute_{part}.weight" for part in ("query", "key", "value", "output")]
+        parts += ["ffn_norm.weight", "ffn_norm.bias", *(f"feed_forward.w{index}.weight" for index in (1, 2, 3))]
+        names += [f"layers.{layer}.{part}" for part in parts]
+    return [*names, "norm.weight", "norm.bias"]
+
+
+class NativeStep:
+    """The compiled step of one configuration. Raises RuntimeError where it cannot be compiled or loaded."""
+
+    def __init__(self, model: SideBySide):
+        config = model.config
+        shape = {
+            "DIM": config.dim, "LAYERS": config.n_layers, "HEADS": config.n_heads, "KVHEADS": config.n_kv_heads,
+            "HEADDIM": config.head_dim, "FFN": config.ffn_dim,
+        }  # fmt: skip
+        self.library = _built([f"-D{name}={value}" for name, value in shape.items()])
+        offsets, size = {}, 0
+        for name, dims in parameter_shapes(config).items():
+            offsets[name], size = size, size + math.prod(dims)
+        order = torch.tensor([offsets[name] for name in tensor_names(config)], dtype=torch.int32)
+        tables = [table[:, :, 0].T.contiguous().float() for table in (model.rope_cos, model.rope_sin)]
+        eps = ctypes.c_float(config.layer_norm_eps)
+        built_for = self.library.adder_setup(_pointer(order), *map(_pointer, tables), eps)
+        if built_for != size or len(tables[0]) != POSITIONS:
+            raise RuntimeError("the C++ step was compiled for another number of parameters")
+        self.size = size
+        self.pool = ThreadPoolExecutor(torch.get_num_threads())  # one model a thread; the library releases the GIL
+
+    def run(
+        self, flat: Tensor, a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor | None = None,
+        margins: Tensor | None = None,
+    ) -> tuple[float, float]:
+        """Weighted sums of losses and right answers of one model, flat (parameters,), on problems a + b, each (n,).
+
+        Fills `gradient` (parameters,) and `margins` (n,), float32, where they are given.
+        """  # fmt: skip
+        sums = torch.zeros(2, dtype=torch.float64)
+        tensors = flat.detach(), a.long(), b.long(), weights.float()
+        tensors = [tensor.contiguous() for tensor in tensors]
+        self.library.adder_step(
+            *map(_pointer, tensors), ctypes.c_int(len(a)), _pointer(sums), _pointer(gradient), _pointer(margins)
+        )
+        return tuple(sums.tolist())
+
+    def losses(self, model: SideBySide, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+        """As `workload.summed_losses`: (seeds,), with the seeds' gradients."""
+        return _Losses.apply(self, a, b, weights, *model.seeds)
+
+    def measured(self, model: SideBySide, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """As `workload.measured`: summed losses and right answers, each (seeds,)."""
+        sums = self.pool.map(lambda seed: self.run(seed, a, b, weights), model.seeds)
+        losses, right = torch.tensor(list(sums), dtype=torch.float64).T
+        return losses, right
+
+    def margins(self, model: SideBySide, a: Tensor, b: Tensor) -> Tensor:
+        """As `testing.smallest_margins`, of the first seed: (batch,)."""
+        margins = torch.empty(len(a))
+        self.run(model.seeds[0], a, b, torch.ones(len(a)), margins=margins)
+        return margins
+
+
+class _Losses(torch.autograd.Function):
+    """Losses whose gradients are computed with them."""
+
+    @staticmethod
+    def forward(ctx, native: NativeStep, a: Tensor, b: Tensor, weights: Tensor, *seeds: Tensor) -> Tensor:
+        ctx.gradients = [torch.empty(native.size) for _ in seeds]
+        sums = native.pool.map(lambda seed, row: native.run(seed, a, b, weights, row)[0], seeds, ctx.gradients)
+        return torch.tensor(list(sums), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, outer: Tensor):
+        scaled = [row * factor for row, factor in zip(ctx.gradients, outer.tolist(), strict=True)]
+        return None, None, None, None, *scaled
+
+
+def _built(defines: list[str]) -> ctypes.CDLL:
+    """Compiles the source into a file of its own, so that two shapes never share one library."""
+    folder = Path(tempfile.mkdtemp(prefix="adder-"))
+    try:
+        target = folder / "step.so"
+        command = [compiler() or "g++", *FLAGS, *defines, "-o", str(target), str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[:200]}")
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise RuntimeError(str(error)) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())

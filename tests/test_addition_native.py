@@ -1,0 +1,84 @@
+"""The C++ step against torch: losses, gradients, right answers and margins of several shapes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from config import LlamaConfig
+from llama import Llama
+from tasks.addition.batched_model import SideBySide
+from tasks.addition.native_step import NativeStep, supported
+from tasks.addition.problems import sample_problems
+from tasks.addition.testing import smallest_margins
+from tasks.addition.workload import measured, summed_losses
+
+CPU = torch.device("cpu")
+SHAPES = {
+    "wide heads": {"dim": 6, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 4},
+    "course": {"dim": 8, "n_layers": 3, "n_heads": 2, "n_kv_heads": 2, "hidden_dim": 5},
+    "grouped": {"dim": 8, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 3, "rope_theta": 30.0},
+}
+
+
+def config_of(**shape) -> LlamaConfig:
+    return LlamaConfig(vocab_size=13, max_seq_len=20, **shape)
+
+
+@pytest.fixture(params=SHAPES, scope="module")
+def pair(request) -> tuple[SideBySide, NativeStep]:
+    config = config_of(**SHAPES[request.param])
+    if not supported(config, CPU):
+        pytest.skip("no C++ compiler here")
+    torch.manual_seed(3)
+    models = [Llama(config) for _ in range(2)]
+    with torch.no_grad():
+        for model in models:
+            for parameter in model.parameters():
+                parameter.add_(0.4 * torch.randn_like(parameter))
+    model = SideBySide(models)
+    return model, NativeStep(model)
+
+
+def problems(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch of four- and five-digit answers, its length no multiple of eight, some problems left out."""
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(n, 5))
+    weights = torch.ones(n)
+    weights[::7] = 0.0
+    return a, b, weights
+
+
+def test_losses_and_gradients_are_those_of_torch_in_float64(pair):
+    model, native = pair
+    batch = problems(101)
+    scale = torch.tensor([0.5, 2.0])
+    losses = native.losses(model, *batch)
+    model.zero_grad()
+    (losses * scale).sum().backward()
+    found = [seed.grad.clone() for seed in model.seeds]
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad()
+    expected = summed_losses(exact, *batch)
+    (expected * scale).sum().backward()
+    assert torch.allclose(losses.double(), expected, rtol=1e-5)
+    for gradient, seed in zip(found, exact.seeds, strict=True):
+        largest = seed.grad.abs().max()
+        assert (gradient - seed.grad).abs().max() < 3e-5 * largest
+
+
+def test_right_answers_and_margins_are_those_of_torch(pair):
+    model, native = pair
+    a, b, weights = problems(333)
+    with torch.no_grad():
+        losses, right = native.measured(model, a, b, weights)
+        expected_losses, expected_right = measured(model, a, b, weights)
+        assert torch.equal(right.float(), expected_right)
+        assert torch.allclose(losses.float(), expected_losses, rtol=1e-4)
+        torch.testing.assert_close(native.margins(model, a, b), smallest_margins(model, a, b), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [{"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"dim": 128}])
+def test_what_the_step_does_not_compute_is_left_to_torch(shape):
+    assert not supported(config_of(**{"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2} | shape), CPU)
