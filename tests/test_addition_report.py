@@ -46,7 +46,8 @@ def test_the_picture_names_every_ablation_and_no_colour_comes_twice():
     adders = addition_report.pictured(ROOT / "addition_models", models)
     ablations = [model["name"] for model in models if model["name"].startswith("ablation_")]
     assert len(ablations) > 20
-    assert {adder.name for adder in adders} == {name.removeprefix("ablation_") for name in ablations} | {"best"}
+    numbers = {name.removeprefix("ablation_") for name in ablations}
+    assert {adder.name for adder in adders} == numbers | {"best", "course"}
     lines = draw_experiments(axes, adders, addition_report.public_points())
     assert len({line.get_color() for line in lines}) == len(lines) == len(adders)
     public = [f"{parameters:,}" for parameters, _ in addition_report.public_points()]

@@ -82,7 +82,7 @@ def pictured(folder: Path, models: list[dict]) -> list[Adder]:
     for model in models:
         path, title = folder / model["name"], _title(model["name"])
         if title and (path / "log.jsonl").is_file() and (curve := _learning_curve(path)):
-            name = model["name"].removeprefix("ablation_").removesuffix("_model")
+            name = model["name"].removeprefix("ablation_").removesuffix("_model").removesuffix("_best")
             adders.append(Adder(name, title, model["parameters"], model["accuracy"], curve))
     return sorted(adders, key=lambda adder: (not adder.name.isdigit(), adder.name.zfill(4)))
 
