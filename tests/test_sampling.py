@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode.sampling import Sampler, keep_epsilon, keep_min_p, keep_top_k, keep_top_p
+from engine.decode.sampling import Sampler, keep_epsilon, keep_min_p, keep_top_k, keep_top_p, keep_typical
 
 COUNTS = st.lists(st.integers(1, 6), min_size=1, max_size=12)  # few values: many ties
 
@@ -105,3 +106,15 @@ def test_the_generator_decides_the_draw():
 def test_values_outside_their_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampler(**wrong)
+
+
+@given(st.lists(st.floats(-4.0, 4.0), min_size=2, max_size=12, unique=True), st.floats(0.05, 0.95))
+def test_typical_sampling_keeps_what_transformers_keeps(values, mass):
+    from transformers import TypicalLogitsWarper  # slow to import
+
+    logits = torch.tensor([values], dtype=torch.float64)
+    surprise = -logits.log_softmax(dim=-1)[0]
+    distances = sorted((surprise - (surprise * (-surprise).exp()).sum()).abs().tolist())
+    if min(b - a for a, b in pairwise(distances)) < 1e-9:
+        return  # a tie: the order is free
+    assert kept(keep_typical(logits, mass)) == kept(TypicalLogitsWarper(mass)(None, logits))

@@ -47,6 +47,20 @@ def keep_epsilon(logits: Tensor, epsilon: float) -> Tensor:
     return logits.masked_fill(refused, -torch.inf)
 
 
+def keep_typical(logits: Tensor, mass: float) -> Tensor:
+    """Locally typical sampling (Meister et al. 2023, eq. 10): tokens whose surprise is closest to the entropy.
+
+    Tokens are added in ascending order of |−log p − H|, ties by id, until their probability reaches `mass`.
+    """
+    log_probs = logits.double().log_softmax(dim=-1)
+    entropy = torch.special.entr(log_probs.exp()).sum(dim=-1, keepdim=True)
+    order = (-log_probs - entropy).abs().sort(dim=-1, stable=True).indices
+    probabilities = log_probs.exp().gather(-1, order)
+    refused = probabilities.cumsum(dim=-1) - probabilities >= mass
+    refused[..., 0] = False
+    return logits.masked_fill(refused.scatter(-1, order, refused), -torch.inf)
+
+
 def _marked(logits: Tensor, indices: Tensor) -> Tensor:
     return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, indices, True)
 
@@ -55,7 +69,7 @@ def _marked(logits: Tensor, indices: Tensor) -> Tensor:
 class Sampler:
     """A decoding rule: greedy at temperature 0, else sampling from the tempered, truncated distribution.
 
-    Truncations apply in the order top-k, top-p, min-p, epsilon, after the temperature.
+    Truncations apply in the order top-k, top-p, min-p, epsilon, typical, after the temperature.
     Raises ValueError for a value outside its range.
     """
 
@@ -64,12 +78,15 @@ class Sampler:
     top_k: int | None = None
     min_p: float | None = None
     epsilon: float | None = None
+    typical: float | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0.0:
             raise ValueError(f"temperature must not be negative, but is {self.temperature}")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        for name in ("top_p", "typical"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value <= 1.0:
+                raise ValueError(f"{name} must be in (0, 1], not {value}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {self.top_k}")
         for name in ("min_p", "epsilon"):
@@ -86,7 +103,9 @@ class Sampler:
             logits = keep_top_p(logits, self.top_p)
         if self.min_p is not None:
             logits = keep_min_p(logits, self.min_p)
-        return logits if self.epsilon is None else keep_epsilon(logits, self.epsilon)
+        if self.epsilon is not None:
+            logits = keep_epsilon(logits, self.epsilon)
+        return logits if self.typical is None else keep_typical(logits, self.typical)
 
     def choose(
         self, logits: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None

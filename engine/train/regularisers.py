@@ -30,7 +30,11 @@ def r_drop(log_probs: Tensor, forward: Forward) -> Tensor:
 @contextmanager
 def shifted_output(module: nn.Module, shift: Tensor) -> Iterator[None]:
     """Adds `shift` to the module's output while the block runs."""
-    handle = module.register_forward_hook(lambda _module, _inputs, output: output + shift)
+
+    def add(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output + shift
+
+    handle = module.register_forward_hook(add)
     try:
         yield
     finally:
@@ -60,7 +64,7 @@ def mixed_parameters(model: nn.Module, pretrained: Mapping[str, Tensor], share: 
     w' = ((1 − M)·w + M·u − p·u) / (1 − p) with M ~ Bernoulli(p), whose expectation is w. Only matrices in `pretrained`
     are mixed; the others are returned as they are. A share of 0 gives w exactly.
     """
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     if share == 0.0:
         return parameters
     for name, origin in pretrained.items():

@@ -53,6 +53,10 @@ class GenerateSettings(ModelSettings, LengthSettings, MachineSettings):
     epsilon: float | None = flag(
         None, "drop tokens below this probability, instead of top-p", type=share, metavar="E"
     )
+    typical: float | None = flag(
+        None, "sample from the tokens closest to the expected surprise, up to this total probability, instead of top-p",
+        type=number(float, 0.0, 1.0, above=True), metavar="P",
+    )  # fmt: skip
     quantize: str = flag(
         "float32", "precision of the weights on a CPU; int8 is faster for large models, with a small loss in quality",
         choices=("float32", "int8"),

@@ -208,13 +208,14 @@ def _continuations(settings: GenerateSettings) -> list[Continuation]:
     temperatures = [0.0, 1.0] if settings.temperature is None else [settings.temperature]
     if settings.num_samples > 1 and settings.temperature == 0.0:
         raise ValueError("--num_samples needs a temperature above 0: at temperature 0 there is one continuation")
-    top_p = None if settings.epsilon is not None else settings.top_p
+    replaced = (settings.epsilon, settings.typical) != (None, None)
+    top_p = None if replaced else settings.top_p
     course = settings.prompt is None and settings.prompt_file is None and settings.temperature is None
     continuations = []
     for temperature in temperatures:
         name = f"generated_sentence_{'low' if temperature == 0.0 else 'high'}_temp_out"
         path = check_writable(getattr(settings, name)) if course or name in settings.given else None
-        sampler = Sampler(temperature, top_p, settings.top_k, settings.min_p, settings.epsilon)
+        sampler = Sampler(temperature, top_p, settings.top_k, settings.min_p, settings.epsilon, settings.typical)
         continuations.append(Continuation(sampler, path))
     return continuations
 
