@@ -64,6 +64,10 @@ OPTIONS = {
         "measure bits per byte and perplexity on a text",
         "tasks.stories.flags:EvaluateSettings", "tasks.stories.evaluate:prepare",
     ),
+    "export": Option(
+        "write a folder for transformers and peft, or files for llama2.c",
+        "tasks.export.flags:ExportSettings", "tasks.export.task:prepare",
+    ),
     "submission": Option(
         "run the course's commands that are missing, then make and check the zip",
         "tasks.submission.flags:SubmissionSettings", "tasks.submission.run:prepare",

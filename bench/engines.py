@@ -18,18 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from engine.decode.fast_step import choose_step
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
-from engine.io.checkpoint import BIN_HEADER, bin_order
 from llama import Llama, load_pretrained
 from tests.oracles import transformers_model, transformers_state
 
 Rows = list[list[int]]
-GROUP = 64  # weights per scale in llama2.c's int8
 RATE = re.compile(r"achieved tok/s: ([\d.]+)")
 
 
@@ -218,37 +215,3 @@ def write_llama2c_vocabulary(path: Path, size: int, prompt: list[int]) -> None:
         file.write(struct.pack("<i", max(map(len, pieces))))
         for piece in pieces:
             file.write(struct.pack("<fi", 0.0, len(piece)) + piece)
-
-
-def export_run(model: Llama, path: Path) -> None:
-    """The weights for `run`: llama2.c's legacy format."""
-    config, state = model.config, model.state_dict()
-    vocabulary = config.vocab_size if config.tie_embeddings else -config.vocab_size
-    sizes = (config.dim, config.ffn_dim, config.n_layers, config.n_heads, config.n_kv_heads)
-    with open(path, "wb") as file:
-        file.write(BIN_HEADER.pack(*sizes, vocabulary, config.max_seq_len))
-        for name, shape in bin_order(config):
-            tensor = torch.zeros(shape) if name is None else state[name]  # run recomputes the rotation tables
-            file.write(tensor.float().numpy().tobytes())
-
-
-def export_runq(model: Llama, path: Path) -> None:
-    """The weights for `runq`: llama2.c's format of version 2, int8 in groups that share a scale."""
-    config, state = model.config, model.state_dict()
-    sizes = (config.dim, config.ffn_dim, config.n_layers, config.n_heads, config.n_kv_heads)
-    names = [name for name, _ in bin_order(config) if name is not None]
-    group = GROUP
-    while config.dim % group:
-        group //= 2
-    header = struct.pack("<Ii7i", 0x616B3432, 2, *sizes, config.vocab_size, config.max_seq_len)
-    header += struct.pack("<Bi", config.tie_embeddings, group)
-    norms = [name for name in names if "norm" in name]
-    order = ["attention_norm", "ffn_norm", "norm.weight"]
-    with open(path, "wb") as file:
-        file.write(header.ljust(256, b"\0"))
-        for name in sorted(norms, key=lambda name: [kind in name for kind in order].index(True)):
-            file.write(state[name].float().numpy().tobytes())
-        for name in (name for name in names if "norm" not in name):
-            groups = state[name].float().numpy().reshape(-1, group)
-            scales = np.abs(groups).max(axis=1, keepdims=True) / 127.0
-            file.write(np.round(groups / np.maximum(scales, 1e-12)).astype(np.int8).tobytes() + scales.tobytes())

@@ -33,6 +33,7 @@ from config import LlamaConfig
 from engine.decode.cpu_step import PRECISIONS
 from engine.io.checkpoint import save_checkpoint
 from engine.io.files import write_text
+from engine.io.llama2c_export import write_bin, write_quantized_bin
 from llama import Llama, load_pretrained
 
 OURS = "this project,"
@@ -147,9 +148,9 @@ def line_up(model: Llama, args: argparse.Namespace, folder: Path) -> Iterable[Co
 def llama2c(model: Llama, prompts: Rows, programs: Path, folder: Path) -> Iterable[Contender]:
     """llama2.c's two programs, with weights exported for them."""
     engines.write_llama2c_vocabulary(folder / "tokenizer.bin", model.config.vocab_size, prompts[0])
-    exports = (("run", "float32", engines.export_run), ("runq", "int8", engines.export_runq))
+    exports = (("run", "float32", write_bin), ("runq", "int8", write_quantized_bin))
     for program, dtype, export in exports:
-        export(model, folder / f"{program}.bin")
+        export(folder / f"{program}.bin", model.config, model.state_dict())
         made = engines.llama2c(programs / program, folder / f"{program}.bin", folder, prompts[0])
         yield Contender(f"llama2.c {program}", made, prompts, dtype)
 

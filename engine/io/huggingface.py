@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.io.checkpoint.identify import known_signature
 from engine.io.checkpoint.pickles import load_plain
 from engine.io.files import atomic_path, check_readable, read_text, write_json
 from engine.io.huggingface_config import (
+    OWN_FIELDS,
     adjacent_pairs,
     from_their_config,
     half_split,
@@ -38,16 +40,30 @@ HEAD = "score.weight"  # of a sequence classifier
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """The model of a folder in float32, with the path of its tokenizer, if any.
+    """The model of a folder in float32, with the path of its tokenizer, if any; an adapter's is merged into its base.
 
     Raises OSError for a missing file and CheckpointError for one that is damaged or does not fit `config.json`, or for
     a feature that this project's Llama does not have. The head of a classifier is left out.
     """
+    if (folder / "adapter_config.json").exists():
+        return _merged(folder)
     config = from_their_config(folder / CONFIG, read_json(folder / CONFIG))
     tensors = read_tensors(folder)
     if tensors.pop(HEAD, None) is not None and "lm_head.weight" not in tensors:
         config.tie_embeddings = True  # a classifier has no output of its own
     return Checkpoint(config, from_their_tensors(folder, config, tensors), tokenizer_of(folder))
+
+
+def _merged(folder: Path) -> Checkpoint:
+    """The base model of a LoRA adapter in peft's format, with the adapter merged into it."""
+    peft_adapter: Any = import_module("engine.io.peft_adapter")
+    base = peft_adapter.base_of(folder)
+    checkpoint = import_module("engine.io.checkpoint").read_checkpoint(base)
+    adapter = peft_adapter.read_adapter(folder, checkpoint.config)
+    checkpoint.state_dict = adapter.merge(checkpoint.state_dict)
+    checkpoint.tokenizer = tokenizer_of(folder) or checkpoint.tokenizer
+    checkpoint.notes.append(f"{folder} is an adapter, merged into {base}")
+    return checkpoint
 
 
 def tokenizer_of(folder: Path) -> Path | None:
@@ -163,11 +179,28 @@ def to_their_tensors(config: LlamaConfig, state: Mapping[str, Tensor]) -> dict[s
     return tensors
 
 
-def write_folder(folder: Path, config: LlamaConfig, state: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-    """Writes `config.json` (with `extra` fields) and `model.safetensors`. Raises ValueError for what it cannot hold."""
-    fields = to_their_config(config) | dict(extra)
-    write_safetensors(folder / "model.safetensors", to_their_tensors(config, state))
-    write_json(folder / CONFIG, fields)
+def write_folder(
+    folder: Path,
+    config: LlamaConfig,
+    state: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    others: Mapping[str, Tensor] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `config.json` (with more `fields`) and `model.safetensors` (with `others`, by Hugging Face's names).
+
+    `notes` go into the header of the weights. Raises ValueError for a configuration that the folder cannot hold.
+    """
+    content = to_their_config(config) | dict(fields)
+    content[OWN_FIELDS] = to_their_config(config)[OWN_FIELDS] | fields.get(OWN_FIELDS, {})
+    write_safetensors(folder / "model.safetensors", to_their_tensors(config, state) | dict(others or {}), notes)
+    write_json(folder / CONFIG, content)
+
+
+def header_notes(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors."""
+    with opened_safetensors(path) as file:
+        return dict(file.metadata() or {})
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:

@@ -48,7 +48,7 @@ class JsonTokenizer:
         self.bos_id: int = eos if bos is None else bos
         self.pad_id: int = eos if pad is None else pad
         added = special.get("add_bos_token")
-        self.adds_bos: bool = _adds_bos(inner, self.bos_id) if added is None else bool(added)
+        self.adds_bos: bool = puts_bos_first(inner, self.bos_id) if added is None else bool(added)
 
     def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
         """The ids of `s`, cut to `max_len` tokens, with BOS (see the class) and EOS on request."""
@@ -114,6 +114,6 @@ def _special_id(tokenizer: JsonTokenizer, special: dict[str, Any], name: str) ->
     return next((index for index in ids if index is not None), None)
 
 
-def _adds_bos(inner: Any, bos_id: int) -> bool:
+def puts_bos_first(inner: Any, bos_id: int) -> bool:
     """Whether the tokenizer's own post-processor puts BOS before a text."""
     return inner.encode("a", add_special_tokens=True).ids[:1] == [bos_id]

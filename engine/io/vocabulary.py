@@ -64,6 +64,22 @@ def _from_bin(tokenizer: BinTokenizer) -> dict[str, Any]:
     return {"pieces": pieces, "scores": tokenizer.scores, "types": types} | special
 
 
+def bin_file(vocabulary: dict[str, Any]) -> bytes:
+    """llama2.c's `tokenizer.bin` of a vocabulary (see `tokenizer.BinTokenizer` for the file's layout).
+
+    Raises ValueError if BOS, EOS and the bytes do not have the ids that llama2.c expects.
+    """
+    types, pieces = vocabulary["types"], list(vocabulary["pieces"])
+    if (vocabulary["bos"], vocabulary["eos"]) != (1, 2) or types[3:259] != [BYTE] * 256 or not vocabulary["prefix"]:
+        raise ValueError("llama2.c needs BOS 1, EOS 2, the bytes as ids 3 to 258, and a space before every text")
+    pieces[1], pieces[2] = "\n<s>\n", "\n</s>\n"  # as llama2.c's own converter writes them
+    raw = [piece.replace(WORD_START, " ").encode("utf-8") for piece in pieces]
+    entries = [
+        struct.pack("<fi", score, len(piece)) + piece for score, piece in zip(vocabulary["scores"], raw, strict=True)
+    ]
+    return struct.pack("<i", max(map(len, raw))) + b"".join(entries)
+
+
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Number and value of each field: an int for a varint, bytes for anything else."""
     at = 0

@@ -165,7 +165,9 @@ class PredictSettings(MachineSettings):
 
     option: ClassVar[str] = "predict"
 
-    checkpoint: str = input_flag("", "best.pt or merged.pt of a finetune or lora run", required=True)
+    checkpoint: str = input_flag(
+        "", "best.pt or merged.pt of a finetune or lora run, or a Hugging Face folder", required=True
+    )
     input: str | None = input_flag(None, "one sentence per line, or `label ||| sentence` per line")
     text: list[str] | None = flag(None, "sentences to classify", metavar="TEXT", nargs="+")
     json: bool = flag(False, "print one JSON object per sentence")

@@ -21,6 +21,7 @@ from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier
 from tasks.sentiment.data import UNLABELLED, Examples, SentenceBatches, parse_sentences, tokenise
 from tasks.sentiment.data_sets import TABLES, read_data_set
 from tasks.sentiment.flags import PredictSettings
+from tasks.sentiment.huggingface import read_classifier
 from tasks.sentiment.report import accuracy_and_f1, confusion_counts, scored_batches
 from utils import DTYPES, autocast, set_up
 
@@ -51,7 +52,8 @@ class Predictor:
 def prepare(settings: PredictSettings) -> Callable[[], None]:
     """Loads the classifier and reads the input; returns the function that predicts. Raises ValueError or OSError."""
     device = set_up(settings.seed, settings.use_gpu, settings.threads)
-    model, info = load_classifier(settings.checkpoint, settings.pretrained_model_path)
+    load = read_classifier if Path(settings.checkpoint).is_dir() else load_classifier
+    model, info = load(settings.checkpoint, settings.pretrained_model_path)
     config = model.llama.config
     tokenizer = fitting_tokenizer(
         settings.checkpoint, config.vocab_size, info.vocabulary, settings.tokenizer or info.tokenizer
