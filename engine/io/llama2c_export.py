@@ -31,20 +31,18 @@ def write_bin(path: Path, config: LlamaConfig, state: Mapping[str, Tensor]) -> N
 
 def write_quantized_bin(path: Path, config: LlamaConfig, state: Mapping[str, Tensor]) -> None:
     """Writes version 2, for llama2.c's `runq`: int8 in groups that share a scale, norms in float32."""
-    names = [name for name, _ in bin_order(config) if name is not None]
     group = GROUP
     while config.dim % group or config.ffn_dim % group:
         group //= 2
     sizes = (*_sizes(config), config.vocab_size, config.max_seq_len)
-    header = NEW_HEADER.pack(MAGIC, 2, *sizes, config.tie_embeddings, group)
-    kinds = ["attention_norm", "ffn_norm", "norm.weight"]
-    norms = sorted((n for n in names if "norm" in n), key=lambda name: [kind in name for kind in kinds].index(True))
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(header.ljust(NEW_START, b"\0"))
-        for name in norms:
-            file.write(state[name].detach().float().numpy().tobytes())
-        for name in (name for name in names if "norm" not in name):
-            groups = state[name].detach().float().numpy().reshape(-1, group)
+        file.write(NEW_HEADER.pack(MAGIC, 2, *sizes, config.tie_embeddings, group).ljust(NEW_START, b"\0"))
+        for name, shape in bin_order(config, version=2):
+            values = state[str(name)].detach().float().numpy()
+            if len(shape) == 1:
+                file.write(values.tobytes())
+                continue
+            groups = values.reshape(-1, group)
             scales = np.abs(groups).max(axis=1, keepdims=True) / 127.0
             file.write(np.round(groups / np.maximum(scales, 1e-12)).astype(np.int8).tobytes() + scales.tobytes())
 
