@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from config import LlamaConfig
-from engine.io.checkpoint.contents import Checkpoint, CheckpointError, check_fit, parameter_shapes
+from engine.io.checkpoint.contents import Checkpoint, CheckpointError, check_fit, checked, parameter_shapes
 from engine.io.files import check_readable
 from engine.io.json_tokenizer import JsonTokenizer, tokenizers_library
 from engine.io.tokenizer_json import byte_level_tokenizer, sentencepiece_tokenizer
@@ -68,7 +68,7 @@ def read_gguf(path: Path) -> Checkpoint:
     names, shapes = _names(config), parameter_shapes(config)
     _check_names(path, quantized, {names[name]: shape for name, shape in shapes.items()})
     state = {name: _dequantised(path, quantized[theirs], shapes[name]) for name, theirs in names.items()}
-    return Checkpoint(config, state, path)
+    return checked(path, Checkpoint(config, state, path), norm=None)
 
 
 def metadata(path: Path, prefix: str) -> dict[str, Any]:

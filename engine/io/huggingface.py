@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from config import LlamaConfig
-from engine.io.checkpoint.contents import Checkpoint, CheckpointError, check_fit, parameter_shapes
+from engine.io.checkpoint.contents import Checkpoint, CheckpointError, check_fit, checked, parameter_shapes
 from engine.io.checkpoint.identify import known_signature
 from engine.io.checkpoint.pickles import load_plain
 from engine.io.files import atomic_path, check_readable, read_text, write_json
@@ -51,7 +51,8 @@ def read_folder(folder: Path) -> Checkpoint:
     tensors = read_tensors(folder)
     if tensors.pop(HEAD, None) is not None and "lm_head.weight" not in tensors:
         config.tie_embeddings = True  # a classifier has no output of its own
-    return Checkpoint(config, from_their_tensors(folder, config, tensors), tokenizer_of(folder))
+    state = from_their_tensors(folder, config, tensors)
+    return checked(folder, Checkpoint(config, state, tokenizer_of(folder)), norm=None)
 
 
 def _merged(folder: Path) -> Checkpoint:

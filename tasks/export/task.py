@@ -17,7 +17,7 @@ import torch
 from config import LlamaConfig
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
-from engine.io.checkpoint import CLASSIFIER_FORMAT, Checkpoint, load_plain, read_checkpoint
+from engine.io.checkpoint import CLASSIFIER_FORMAT, Checkpoint, is_padding, load_plain, read_checkpoint
 from engine.io.checkpoint.identify import is_zip
 from engine.io.files import atomic_path, check_writable, write_json, write_text
 from engine.io.huggingface import write_folder
@@ -140,7 +140,10 @@ def _base(path: Path, out: Path, tokenizer: AnyTokenizer) -> str:
     base = path.parent / load_plain(path)["base"]
     if (base / "config.json").is_file():
         return base.as_posix()
-    checkpoint = read_checkpoint(base, load_plain(path)["config"]["norm_type"])
+    config = LlamaConfig.from_dict(load_plain(path)["config"])
+    checkpoint = read_checkpoint(base, config.norm_type, n_heads=config.n_heads, rope_theta=config.rope_theta)
+    if is_padding(checkpoint.config.vocab_size, config.vocab_size):
+        checkpoint.cut_vocabulary(config.vocab_size)
     (out / "base").mkdir(exist_ok=True)
     _write_causal(out / "base", checkpoint, tokenizer)
     return (out / "base").as_posix()

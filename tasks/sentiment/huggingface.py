@@ -132,7 +132,7 @@ def _classifier(
         raise FileNotFoundError(f"{folder} has no tokenizer.json or tokenizer.model")
     own = fields.get(OWN_FIELDS, {})
     names = _label_names(folder, fields, len(head))
-    info = ClassifierInfo.from_dict(own | {"label_names": names, "tokenizer": tokenizer.name}, tokenizer.parent)
+    info = ClassifierInfo.from_dict(own | {"label_names": names, "tokenizer": tokenizer.name}, tokenizer)
     pad_id = fields.get("pad_token_id")
     pad_id = load_tokenizer(tokenizer).pad_id if pad_id is None else pad_id
     config = {"num_labels": len(names), "pad_id": pad_id, "hidden_dropout_prob": own.get("hidden_dropout_prob", 0.0)}
