@@ -178,7 +178,7 @@ def test_sigint_ends_a_running_process_with_what_there_is_on_screen(checkpoint, 
     while len(shown) < 1200:
         shown += process.stdout.read(100)
     process.send_signal(signal.SIGINT)
-    rest, said = process.communicate(timeout=60)
+    rest, said = process.communicate(timeout=600)
     assert process.returncode == 130 and said.decode().strip().startswith("interrupted") and b"Traceback" not in said
     text = (shown + rest).decode("utf-8", "replace")
     assert text.count("Once upon") > (3 if many else 0) and text.endswith("\n")

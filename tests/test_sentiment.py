@@ -217,7 +217,7 @@ def test_a_killed_run_resumes_to_the_same_bits(model, option, tmp_path):
     state = tmp_path / "killed" / run / "last.pt"
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "run_llama.py", *given("killed")], **quiet) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not state.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         process.kill()

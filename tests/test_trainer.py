@@ -243,7 +243,7 @@ def test_pretraining_killed_three_times_ends_with_the_same_bits(tmp_path):
     for part in range(3):
         stop = random.randint(total * part // 4 + 4, total * (part + 1) // 4)
         with subprocess.Popen(command("killed", "--resume"), **quiet) as process:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while logged_steps(killed) < stop and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.002)
             process.kill()
