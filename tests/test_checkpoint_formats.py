@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -287,3 +288,47 @@ def test_the_tokenizer_of_a_moved_checkpoint_is_found_beside_it(tmp_path):
         assert read_checkpoint(tmp_path / "there" / "m.pt").tokenizer == tmp_path / "there" / name
         (tmp_path / "there" / name).unlink()
     assert str(read_checkpoint(tmp_path / "there" / "m.pt").tokenizer).endswith("words.model")
+
+
+# public reports of files that other programs could not read
+
+
+def old_numpy(content: dict, path) -> None:
+    """Saves `content` as NumPy 1.x does, whose functions have other names."""
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b"numpy._core.", b"numpy.core.") if name.endswith(".pkl") else part)
+
+
+class ModelArgs(argparse.Namespace):
+    """A configuration class of another program."""
+
+
+REPORTS = {
+    "rope.freqs in Meta's state dict (karpathy/llama2.c 266)": lambda model: (
+        bare(model) | {"rope.freqs": 1e4 ** (-torch.arange(0, 6, 2) / 6)}
+    ),
+    "a vocabulary of -1 (ggml-org/llama.cpp 3900)": lambda model: foreign(model) | {
+        "model_args": model_args(model.config) | {"vocab_size": -1}
+    },
+    "flags and NumPy arrays (facebookresearch/fairseq 5603)": lambda model: foreign(model) | {
+        "args": argparse.Namespace(seed=1), "history": np.arange(6.0).reshape(2, 3)
+    },
+    "NumPy scalars among the fields (nerfstudio-project/nerfstudio 3702)": lambda model: foreign(model) | {
+        "step": np.float64(3.5), "model_args": {n: np.int64(v) for n, v in model_args(model.config).items() if v}
+    },
+    "a configuration object (a ModelArgs of another program)": lambda model: {
+        "model": bare(model), "config": ModelArgs(**model_args(model.config))
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("save", [torch.save, old_numpy], ids=["NumPy 2", "NumPy 1"])
+@pytest.mark.parametrize("report", REPORTS)
+def test_files_of_public_reports_load(tmp_path, report, save):
+    model = random_llama(**FIELDS)
+    save(REPORTS[report](model), tmp_path / "model.pt")
+    assert torch.equal(logits(loaded(tmp_path / "model.pt")), logits(model))

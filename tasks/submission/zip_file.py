@@ -9,6 +9,7 @@ import ast
 import lzma
 import os
 import re
+import shutil
 import stat
 import struct
 import zipfile
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from engine.io.files import read_text
+from engine.io.files import check_readable, read_text
 from tasks.submission.files import CHECKS, MODELS, Course
 
 SCRIPTS = ("run_llama", "addition_run", *(name.removesuffix(".py") for name in CHECKS), "tasks.course_files")
@@ -31,6 +32,7 @@ BAD_ZIP = (  # what zipfile raises for damaged archives
     RuntimeError, OverflowError,
 )  # fmt: skip
 UNPACKED_LIMIT = 500_000_000  # bytes, far above any real submission
+ENTRIES_LIMIT = 10_000
 DATE = (1980, 1, 1, 0, 0, 0)  # the same files give the same bytes
 
 
@@ -148,15 +150,20 @@ def write_zip(path: Path, top: str, files: Mapping[str, Path]) -> None:
             info = zipfile.ZipInfo(f"{top}/{name}", DATE)
             info.compress_type, info.create_system = zipfile.ZIP_DEFLATED, 3
             info.external_attr = (stat.S_IFREG | (0o755 if name.endswith(".sh") else 0o644)) << 16
-            archive.writestr(info, source.read_bytes())
+            info.file_size = source.stat().st_size  # decides, before writing, whether the large format is needed
+            with open(source, "rb") as content, archive.open(info, "w") as member:
+                shutil.copyfileobj(content, member)
 
 
 def check_archive(path: Path, andrew_id: str) -> tuple[str | None, list[str]]:
     """The top-level folder of a zip, or None if it must not be unpacked, and its problems."""
+    check_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             problems = [problem for entry in entries for problem in _unsafe(entry)]
+            if len(entries) > ENTRIES_LIMIT:
+                problems = [f"the zip has {len(entries):,} entries, more than {ENTRIES_LIMIT:,}"]
             if sum(entry.file_size for entry in entries) > UNPACKED_LIMIT:
                 problems.append(f"unpacked, it would have more than {UNPACKED_LIMIT:,} bytes")
             if not problems and (damaged := archive.testzip()) is not None:
@@ -186,6 +193,8 @@ def _unsafe(entry: zipfile.ZipInfo) -> list[str]:
     if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "a symbolic link" if file_type == stat.S_IFLNK else "neither file nor folder"
         return [f"{name!r} in the zip is {what}: nothing is unpacked; replace it by the file"]
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return [f"{name!r} is compressed in a way that not every program can unpack: make the zip again"]
     return [f"{name!r} is encrypted"] if entry.flag_bits & 1 else []
 
 
@@ -197,4 +206,5 @@ def unpack(path: Path, into: Path) -> None:
                 continue
             target = into / entry.filename
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(entry))
+            with archive.open(entry) as content, open(target, "wb") as file:  # no more than the entry's size
+                shutil.copyfileobj(content, file)

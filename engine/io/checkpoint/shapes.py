@@ -79,11 +79,17 @@ def _named_fields(path: Path, content: Mapping[Any, Any]) -> dict[str, Any]:
     key = next((name for name, fields in tables.items() if fields and SHAPE & set(fields)), None)
     if key is None:
         return {}
-    fields = {FIELD_NAMES.get(name, name): value for name, value in tables[key].items() if value is not None}
+    fields = {name: v.item() if isinstance(v, np.generic) else v for name, v in tables[key].items()}
+    fields = {FIELD_NAMES.get(n, n): v for n, v in fields.items() if v is not None and not _is_unset(v)}
     unknown = [shown(name) for name in fields if name not in KNOWN]
     if unknown and key == "model_args":
         raise CheckpointError(f"{path}: unknown configuration field(s): {', '.join(unknown[:5])}")
-    return {n: v.item() if isinstance(v, np.generic) else v for n, v in fields.items() if n in KNOWN}
+    return {name: value for name, value in fields.items() if name in KNOWN}
+
+
+def _is_unset(value: object) -> bool:
+    """Llama 2's own files say that their vocabulary has −1 tokens, and leave the number to the weights."""
+    return type(value) is int and value == -1
 
 
 def _weight_fields(state: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
