@@ -12,7 +12,7 @@ from tests.tiny import ROOT
 
 
 @pytest.mark.parametrize(
-    ("count", "seed"), [(150, 0), pytest.param(1000, 10_000, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("count", "seed"), [(100, 0), pytest.param(1000, 10_000, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_fuzzed_checkpoints_are_loaded_or_refused_in_one_line(count, seed):
     command = [sys.executable, "-W", "ignore", "-m", "tests.checkpoint_fuzz", str(count), "--seed", str(seed)]
