@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from engine.io.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from addition_run import main as addition_main
+from classifier import LlamaEmbeddingClassifier
+from engine.io.checkpoint import CheckpointError, load_plain, read_checkpoint, save_checkpoint, save_plain
 from engine.io.files import write_sidecar
 from llama import load_pretrained
+from tasks.addition.testing import load_adder
+from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier, save_classifier
 from tests.oracles import random_llama
 from tests.test_checkpoint import FIELDS, foreign
 from tests.test_checkpoint_formats import RMS, write_version_1
@@ -155,3 +160,33 @@ def test_a_checksum_beside_a_tokenizer_is_checked(tmp_path):
         file.write(b"!")
     with pytest.raises(ValueError, match="is damaged"):
         load_tokenizer(tmp_path / "stories.model")
+
+
+def test_a_flipped_bit_in_the_state_of_a_run_is_found(tmp_path):
+    path = tmp_path / "last.pt"
+    save_plain({"format": "min-llama-training", "model": {"a": torch.ones(1000)}, "optimizer": {}}, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.ones(4).numpy().tobytes())
+    content[place + 2] ^= 8
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum of its part data/0 is wrong; copy or download it again"):
+        load_plain(path)
+
+
+def test_a_classifier_with_weights_that_are_not_finite_is_refused(tmp_path):
+    options = SimpleNamespace(num_labels=2, hidden_dropout_prob=0.0, pooling="last_token", pad_id=0)
+    model = LlamaEmbeddingClassifier(options, random_llama(**FIELDS))
+    model.classifier_head.bias.data[1] = float("nan")
+    save_classifier(tmp_path / "best.pt", model, ClassifierInfo(["bad", "good"], TOKENIZER))
+    with pytest.raises(CheckpointError, match=r"1 of 2 weights in classifier_head\.bias are not finite"):
+        load_classifier(tmp_path / "best.pt")
+
+
+def test_an_adder_of_bare_weights_is_tested_with_the_heads_of_a_flag(tmp_path, capsys):
+    saved = read_checkpoint(ROOT / "addition_models" / "course_best" / "best_model.pth")
+    torch.save(saved.state_dict, tmp_path / "bare.pt")
+    words = f"--checkpoint {tmp_path}/bare.pt --test_file data/addition_test.txt --max_test_examples 3".split()
+    assert addition_main(["test", *words]) == 2
+    assert "give --n_heads N" in capsys.readouterr().err
+    config = load_adder(tmp_path / "bare.pt", torch.device("cpu"), n_heads=4).config
+    assert (config.n_heads, config.n_kv_heads, config.ffn_dim) == (4, 4, saved.config.ffn_dim)

@@ -42,7 +42,7 @@ class TestSet:
 def prepare_test(settings: AdderTest) -> Work:
     """Checks checkpoint and problems; returns what tests. Raises ValueError or OSError."""
     device = device_of(settings)
-    model, folder = load_adder(settings.checkpoint, device), _results_folder(settings.checkpoint)
+    model, folder = load_adder(settings.checkpoint, device, **settings.unsaid()), _results_folder(settings.checkpoint)
     run = _test_set(settings)
     for name in OF_TRAINING:  # read again after the test
         _read_json(folder / name)
@@ -132,5 +132,5 @@ def prepare(settings: AdditionSettings) -> Work:
     if settings.prompt is None:
         return prepare_test(settings.as_test())
     operands = parse_prompt(settings.prompt)
-    model = load_adder(settings.pretrained_model_path, device_of(settings))
+    model = load_adder(settings.pretrained_model_path, device_of(settings), **settings.unsaid())
     return lambda: print(answers(model, Problems.of_pairs([operands]))[0])

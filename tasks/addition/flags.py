@@ -11,6 +11,7 @@ from tasks.settings import (
     LogSettings,
     MachineSettings,
     Settings,
+    WeightSettings,
     count,
     epoch_count,
     flag,
@@ -142,7 +143,7 @@ class AdderTraining(ProblemSettings, SeedSearch, Optimization, ModelShape, Cours
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdderTest(MachineSettings):
+class AdderTest(WeightSettings, MachineSettings):
     """the test"""
 
     checkpoint: str = input_flag("", "the trained model", required=True)
@@ -154,7 +155,7 @@ class AdderTest(MachineSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdditionSettings(MachineSettings):
+class AdditionSettings(WeightSettings, MachineSettings):
     """addition"""
 
     prompt: str | None = flag(

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +33,12 @@ NEAR = 1e-3  # below this margin the plain model decides
 CALL = 512  # problems per call in the exhaustive test; more would not fit in the CPU cache
 
 
-def load_adder(path: str | Path, device: torch.device) -> Llama:
-    """The model of a checkpoint, in evaluation mode. Raises OSError, or ValueError if it is not an adder."""
-    found = read_checkpoint(path)
+def load_adder(path: str | Path, device: torch.device, **unsaid: Any) -> Llama:
+    """The model of a checkpoint, in evaluation mode; `unsaid` as in `read_checkpoint`.
+
+    Raises OSError, or ValueError if it is not an adder.
+    """
+    found = read_checkpoint(path, **unsaid)
     if found.config.vocab_size != VOCABULARY:
         raise CheckpointError(f"{path} has a vocabulary of {found.config.vocab_size}; an adder's is {VOCABULARY}")
     if found.config.max_seq_len < POSITIONS:
