@@ -60,7 +60,7 @@ def _which_zip(path: str | os.PathLike) -> str:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return f"it is cut short: it begins as a torch file of which {os.path.getsize(path):,} bytes are here"
+        return f"it is cut short: only {os.path.getsize(path):,} bytes of a torch file; copy or download it again"
     if "constants.pkl" in names:
         return "it is a TorchScript program: save model.state_dict() with torch.save instead"
     if "data.pkl" in names:
