@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 
 import pytest
 
@@ -72,3 +73,13 @@ def test_a_tiny_run_fills_the_report(texts, tmp_path, capsys):
     assert {f"{name}.png" for name in figures} <= made and "tables.md" in made
     assert ail861.main(texts) == 0
     assert capsys.readouterr().out.count("done before") == 13
+
+
+def test_a_long_step_shows_the_last_line_of_its_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ail861, "SHOW_EVERY", 0.2)
+    code = "import sys, time; print('step 1\\rstep 2', flush=True); time.sleep(1); sys.exit(int(sys.argv[1]))"
+    ail861.perform(ail861.Step("long", [sys.executable, "-c", code, "0"], tmp_path / "done"), tmp_path)
+    assert "  step 2\n" in capsys.readouterr().out
+    assert (tmp_path / "long.log").read_text().endswith("step 2\n")
+    with pytest.raises(ChildProcessError, match=r"short ended with code 3 .*: step 2"):
+        ail861.perform(ail861.Step("short", [sys.executable, "-c", code, "3"], tmp_path / "done"), tmp_path)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections import defaultdict
 
 import pytest
 
+from config import LlamaConfig
+from engine.io.checkpoint import parameter_shapes
+from llama import Llama
+from lora import TARGETS, apply_lora, count_lora_parameters
 from tests import leader_board
 from tests.tiny import ROOT
 
@@ -126,6 +131,76 @@ def test_the_pages_speed_and_memory_are_what_was_measured():
         "memory after looking at thirty tokens": f"{medians['memory_after_looks_mb']:.0f} MB",
         "memory of an empty page": f"{medians['empty_page_memory_mb']:.0f} MB",
     }
+
+
+SOURCES = {  # page: the JSON files that its figures come from, and figures that are facts about the input or the shape
+    "docs/generation.md": (["docs/generation_results.json"], ()),
+    "docs/ail861.md": (
+        ["results/ail861/results.json", "results/ail861/tables.md", "recipes/ail861_small.toml"],
+        ("21,755", "456", "3.6"),  # stories of the two texts; million parameters
+    ),
+    "docs/pretraining.md": (["models/stories.json", "models/evaluate.json"], ("21,755", "2,783", "6,955,520")),
+}
+NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
+NO_FIGURES = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+| (?:19|20)\d\d\b", re.S)  # code, links, papers
+
+
+def figures_of(value: object) -> set[float]:
+    """All numbers in a JSON value, those within its texts included."""
+    if isinstance(value, dict):
+        return figures_of(list(value.values())) | figures_of(list(value))
+    if isinstance(value, list):
+        return set().union(*map(figures_of, value))
+    return {float(text.replace(",", "")) for text in NUMBER.findall(str(value))}
+
+
+def is_rounded(text: str, figures: set[float]) -> bool:
+    """Whether a number is one of the figures, as it is, in per cent or in millions, rounded to its digits."""
+    value, digits = float(text.replace(",", "")), len(text.partition("e")[0].partition(".")[2])
+    shown = [value, value / 100, value * 1e6]
+    return any(abs(figure - each) <= 0.5001 * 10**-digits * each / (value or 1) for figure in figures for each in shown)
+
+
+@pytest.mark.parametrize("page", SOURCES)
+def test_every_figure_of_a_page_is_in_its_sources(page):
+    paths, facts = SOURCES[page]
+    figures: set[float] = set()
+    for path in paths:
+        text = (ROOT / path).read_text("utf-8")
+        figures |= figures_of(json.loads(text) if path.endswith(".json") else text)
+    numbers = NUMBER.findall(NO_FIGURES.sub(" ", (ROOT / page).read_text("utf-8")))
+    assert len(numbers) > 5
+    assert [text for text in numbers if text not in facts and not is_rounded(text, figures)] == []
+
+
+def test_facts_about_the_shapes():
+    """The numbers of parameters that two pages name."""
+    for source, shown in (("models/stories.json", 6_955_520), ("results/ail861/results.json", 3.6e6)):
+        content = json.loads((ROOT / source).read_text("utf-8"))
+        config = content.get("config") or content["data"]["config"]
+        count = sum(math.prod(shape) for shape in parameter_shapes(LlamaConfig.from_dict(config)).values())
+        assert abs(count - shown) <= (0.05e6 if shown == 3.6e6 else 0)
+
+
+def test_the_ablations_of_the_adder_are_what_was_measured():
+    rows = [row for row in table_rows("docs/addition.md", "The ablations") if row[0].isdigit()]
+    assert len(rows) > 15
+    for number, _, parameters, accuracy, seeds in rows:
+        folder = ROOT / "addition_models" / f"ablation_{number}"
+        summary = json.loads((folder / "experiment_summary.json").read_text("utf-8"))
+        ends = summary["train_config"]["result"]["seed_accuracies_at_the_end"]
+        assert (parameters, accuracy) == (f"{summary['num_params']:,}", f"{summary['accuracy']:.4f}"), number
+        best = sorted(ends, reverse=True)[:4] if len(ends) > 3 else ends
+        assert seeds == ", ".join(f"{each:.3f}" for each in best), number
+
+
+def test_lora_trains_the_share_that_the_page_names():
+    config = LlamaConfig.from_dict(json.loads((ROOT / "models" / "stories.json").read_text("utf-8"))["config"])
+    model = apply_lora(Llama(config), rank=8, targets=TARGETS["all"])
+    head = 5 * config.dim + 5
+    factors, total, _ = count_lora_parameters(model)
+    share = f"trains {100 * (factors + head) / (total + head):.1f} % of the parameters"
+    assert share in " ".join((ROOT / "docs" / "sentiment.md").read_text("utf-8").split())
 
 
 def test_the_leader_boards_are_what_the_models_measured():

@@ -29,6 +29,7 @@ from tasks.ail861.flags import Ail861Settings
 from tasks.stories.data import SEPARATOR, read_documents
 from tasks.stories.fasttext import require_gensim
 
+SHOW_EVERY = 10.0  # seconds between lines about a running step
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -145,13 +146,35 @@ def prepare(settings: Ail861Settings) -> list[Step]:
 
 
 def perform(step: Step, work: Path) -> None:
-    """Runs the step with its output in a log; raises ChildProcessError with the log's last line if it fails."""
+    """Runs the step with its output in a log, whose last line is shown every few seconds.
+
+    Raises ChildProcessError with that line if the step fails.
+    """
     log = work / f"{step.name}.log"
     with open(log, "a", encoding="utf-8") as file:
-        code = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        child = subprocess.Popen(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while (code := _ended(child)) is None:
+                print(f"  {_last_line(log)}", flush=True)
+        except BaseException:  # Ctrl-C ends the step too
+            child.kill()
+            child.wait()
+            raise
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().split("\n")
-        raise ChildProcessError(f"{step.name} ended with code {code} ({log}): {lines[-1]}")
+        raise ChildProcessError(f"{step.name} ended with code {code} ({log}): {_last_line(log)}")
+
+
+def _ended(child: subprocess.Popen) -> int | None:
+    """The exit code, or None if the process still runs after `SHOW_EVERY` seconds."""
+    try:
+        return child.wait(SHOW_EVERY)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log, or the last state of its progress bar."""
+    return log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().split("\n")[-1].strip()
 
 
 def main(argv: list[str] | None = None) -> int:
