@@ -16,9 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from engine.io.files import read_json_object, sha256_of, write_json
-from tasks.settings import Settings
+from tasks.settings import Settings, default_of
 
 FOLDER = Path("runs") / "made"
+NEUTRAL = {  # flags that change no output, and paths: those files are compared by content
+    "use_gpu", "threads", "save_dir", "save_every", "resume", "compile", "dev_out", "test_out",
+    "generated_sentence_low_temp_out", "generated_sentence_high_temp_out",
+    "pretrained_model_path", "train", "dev", "test", "label_names", "checkpoint", "test_file", "exhaustive",
+    "no_compile",
+}  # fmt: skip
+OF_MODEL = {"tokenizer", "norm", "batch_size"}  # flags that an experiment is not known by
 
 
 def record(
@@ -66,9 +73,23 @@ def flag_values(settings: Settings) -> dict[str, Any]:
     return {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings) if entry.metadata}
 
 
+def hand_in_path(settings: Settings, name: str) -> str:
+    """The output file of the flag `name`: in runs/ for an experiment that did not name it, so that the hand-in stays.
+
+    An experiment is a run with any other value than the default in a flag that changes outputs.
+    """
+    path = getattr(settings, name)
+    entries = [entry for entry in dataclasses.fields(settings) if "help" in entry.metadata]
+    changed = [entry.name for entry in entries if getattr(settings, entry.name) != default_of(entry)]
+    if name in settings.given or not set(changed) - NEUTRAL - OF_MODEL:
+        return path
+    Path("runs").mkdir(exist_ok=True)
+    return str(Path("runs") / path)
+
+
 def command_line(program: str, option: str, settings: Settings) -> str:
     """The command that gives these settings: the option and the flags that were given."""
-    words = ["python", program, "--option", option]
+    words = ["python", program, *(["--option", option] if program == "run_llama.py" else [option])]
     for entry in dataclasses.fields(settings):
         value = getattr(settings, entry.name)
         if entry.name in settings.given and value not in (None, False):

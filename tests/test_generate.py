@@ -29,7 +29,7 @@ def test_both_continuations_are_printed_and_written(checkpoint, tmp_path, capsys
     assert run_llama.main(["--pretrained-model-path", str(checkpoint), "--max_new_tokens", "20"]) == 0
     shown = capsys.readouterr().out
     for temperature, name in ((0.0, "generated-sentence-temp-0.txt"), (1.0, "generated-sentence-temp-1.txt")):
-        written = (tmp_path / name).read_bytes().decode("utf-8")
+        written = (tmp_path / "runs" / name).read_bytes().decode("utf-8")
         assert written.startswith(generate.SENTENCE) and len(written) > len(generate.SENTENCE)
         assert f"Temperature is {temperature}\n{written}\n" in shown
     assert shown.count("load model from") == 1
@@ -40,8 +40,18 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(checkpoint, 
     texts = []
     for seed in ("1", "1", "2"):
         run_llama.main(["--pretrained-model-path", str(checkpoint), "--seed", seed, "--max_new_tokens", "30"])
-        texts.append((tmp_path / "generated-sentence-temp-1.txt").read_text("utf-8"))
+        texts.append((tmp_path / "runs" / "generated-sentence-temp-1.txt").read_text("utf-8"))
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_experiments_leave_the_hand_in_alone(checkpoint, tmp_path):
+    outs = [tmp_path / f"generated-sentence-temp-{temperature}.txt" for temperature in (0, 1)]
+    assert run_llama.main(["--pretrained-model-path", str(checkpoint), "--norm", "layernorm"]) == 0
+    made = [path.read_text("utf-8") for path in outs]
+    for flags in (["--top_k", "5"], ["--quantize", "int8"], ["--max_new_tokens", "3"], ["--seed", "2"]):
+        assert run_llama.main(["--pretrained-model-path", str(checkpoint), *flags]) == 0
+    assert [path.read_text("utf-8") for path in outs] == made
+    assert {path.name for path in (tmp_path / "runs").glob("*.txt")} == {path.name for path in outs}
 
 
 def test_a_prompt_of_ones_own_leaves_the_courses_files_alone(checkpoint, tmp_path):

@@ -89,6 +89,7 @@ def copy(tmp_path_factory) -> Path:
         subprocess.run(["git", *words.split()], cwd=folder, check=True)
     (folder / ".git" / "info" / "exclude").write_text("/*.bin\n")  # the foreign checkpoint that README names
     write_data(folder)
+    (folder / "sanity_check.data").write_text("the course's values: read only beside stories42M.pt")
     shutil.copyfile(TOKENIZER, folder / "runs.model")
     write_bin(folder / "stories15M.bin", random_llama(**LlamaConfig(
         vocab_size=4096, dim=16, n_layers=1, n_heads=2, n_kv_heads=2, max_seq_len=64, norm_type="rmsnorm",

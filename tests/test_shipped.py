@@ -9,7 +9,8 @@ import pytest
 
 import addition_run
 from tasks.shipped import is_tracked
-from tasks.submission.files import BEST, MODELS
+from tasks.submission.files import BEST, MODELS, addition_steps
+from tasks.submission.origin import trace_test
 from tests.submission_project import write_project
 from tests.test_addition_run import SHORT, TINY
 from tests.test_submission import submit
@@ -54,3 +55,15 @@ def test_half_a_shipped_model_is_to_be_restored(shipped, capsys):
     assert f"{MODELS}/{BEST}/loss_curve.png ships with the project and is missing: git restore {MODELS}" in (
         capsys.readouterr().err
     )
+
+
+def test_predictions_of_another_test_are_made_again(shipped, capsys):
+    words = ["test", "--checkpoint", str(shipped / "best_model.pth"), "--test_file", str(shipped / "few.txt")]
+    (shipped / "few.txt").write_text("9355+7217=16572\n5611+2247=7858", encoding="ascii")
+    for name in ("experiment_summary.json", "predictions.json"):
+        (shipped / name).unlink()
+    assert addition_run.main([*words, "--max_gen_len", "3"]) == 0
+    test = addition_steps(BEST)[1]
+    assert trace_test(shipped.parents[1], test).differences == ("--max_gen_len 3 instead of 10",)
+    assert addition_run.main(words) == 0
+    assert trace_test(shipped.parents[1], test).differences == ()

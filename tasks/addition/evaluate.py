@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.io.files import as_written, check_writable, read_json_object, write_json
 from llama import Llama
+from tasks import provenance
 from tasks.addition.flags import TEST_FILE, AdderTest, AdditionSettings
 from tasks.addition.plan import device_of
 from tasks.addition.problems import OPERANDS, read_problems
@@ -103,6 +104,7 @@ def _test(model: Llama, run: TestSet, folder: Path, settings: AdderTest) -> None
     predictions = folder / run.predictions_file(leads)
     write_json(folder / SUMMARY, summary, indent=4)
     write_json(predictions, texts, indent=4)
+    provenance.record([predictions], "addition_run.py", "test", settings, settings.checkpoint)
     print(f"wrote {folder / SUMMARY} and {predictions}")
 
 

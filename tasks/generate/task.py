@@ -24,6 +24,7 @@ from tasks import provenance
 from tasks.cli import Work
 from tasks.generate.flags import GenerateSettings
 from tasks.pretrained import load_model
+from tasks.provenance import hand_in_path
 from tokenizer import AnyTokenizer
 from utils import fastest_threads, set_up
 
@@ -204,7 +205,10 @@ def choose_threads(model: Llama, step: DecodeStep, rows: int) -> None:
 
 
 def _continuations(settings: GenerateSettings) -> list[Continuation]:
-    """Temperatures 0 and 1, or the given one. Only the course's own texts go to the output files by default."""
+    """Temperatures 0 and 1, or the given one.
+
+    By default only the course's own texts go to the output files, and experiments with its sentence to runs/.
+    """
     temperatures = [0.0, 1.0] if settings.temperature is None else [settings.temperature]
     if settings.num_samples > 1 and settings.temperature == 0.0:
         raise ValueError("--num_samples needs a temperature above 0: at temperature 0 there is one continuation")
@@ -214,7 +218,7 @@ def _continuations(settings: GenerateSettings) -> list[Continuation]:
     continuations = []
     for temperature in temperatures:
         name = f"generated_sentence_{'low' if temperature == 0.0 else 'high'}_temp_out"
-        path = check_writable(getattr(settings, name)) if course or name in settings.given else None
+        path = check_writable(hand_in_path(settings, name)) if course or name in settings.given else None
         sampler = Sampler(temperature, top_p, settings.top_k, settings.min_p, settings.epsilon, settings.typical)
         continuations.append(Continuation(sampler, path))
     return continuations

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from classifier import LlamaZeroShotClassifier
+from tasks.provenance import hand_in_path
 from tasks.sentiment.data import content_free_ids
 from tasks.sentiment.experiment import data_set_name, load_experiment, variant_suffix, write_results
 from tasks.sentiment.flags import PromptSettings
@@ -18,6 +20,9 @@ from tasks.sentiment.flags import PromptSettings
 
 def prepare(settings: PromptSettings) -> Callable[[], None]:
     """Checks and loads everything; returns the function that classifies. Raises ValueError or OSError."""
+    settings = dataclasses.replace(
+        settings, dev_out=hand_in_path(settings, "dev_out"), test_out=hand_in_path(settings, "test_out")
+    )
     experiment = load_experiment(settings, ("dev", "test"))
     suffix = experiment.question
     # in sequence scoring a label's first token carries the space

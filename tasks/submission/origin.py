@@ -9,11 +9,12 @@ import json
 import math
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks import provenance
+from tasks.addition.flags import AdderTest
 from tasks.cli import settings_parser
 from tasks.generate.flags import GenerateSettings
 from tasks.pretrained import SHIPPED
@@ -22,11 +23,7 @@ from tasks.submission.files import ZERO_SHOT_REFERENCES, Course, Step
 
 SETTINGS = {
     "generate": GenerateSettings, "prompt": PromptSettings, "finetune": FinetuneSettings, "lora": LoraSettings,
-}  # fmt: skip
-NEUTRAL = {  # flags that change no output, and paths: those files are compared by content
-    "use_gpu", "threads", "save_dir", "save_every", "resume", "compile", "tensorboard", "dev_out", "test_out",
-    "generated_sentence_low_temp_out", "generated_sentence_high_temp_out",
-    "pretrained_model_path", "train", "dev", "test", "label_names",
+    "test": AdderTest,
 }  # fmt: skip
 REPLACED = Path("runs") / "replaced"
 RULE = "!" * 100
@@ -51,6 +48,8 @@ def handed_in(root: Path, steps: Iterable[Step], model_words: Iterable[str] = ()
     """The origin of every sentence and prediction; either reading of zero-shot counts as the course's command."""
     model_words, origins = list(model_words), []
     for step in steps:
+        if step.inputs and step.option is None and (tested := trace_test(root, step)).differences:
+            origins.append(tested)
         if step.option is not None:
             origin = trace(root, step, model_words)
             if step.option == "prompt" and origin.pooling == "last_column":
@@ -75,14 +74,20 @@ def trace(root: Path, step: Step, model_words: Iterable[str] = (), model: Path |
     return Origin(step, tuple(dict.fromkeys(found)), model_name(known[0]), known[0]["flags"].get("pooling"))
 
 
+def trace_test(root: Path, step: Step) -> Origin:
+    """The origin of an adder's predictions; its summary gathers several tests and has none of its own."""
+    return trace(root, replace(step, outputs=step.outputs[1:]))
+
+
 def _expected(step: Step, model_words: list[str]) -> dict[str, Any]:
     """The value of every flag in the course's command."""
-    parser = settings_parser(SETTINGS[step.option or ""], step.words[0], "")
-    return vars(parser.parse_args([*step.words[3:], *model_words]))
+    parser = settings_parser(SETTINGS[step.option or "test"], step.words[0], "")
+    return vars(parser.parse_args([*step.words[3 if step.option else 2 :], *model_words]))
 
 
 def _flag_differences(record: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    flags = {name: record["flags"].get(name, value) for name, value in expected.items() if name not in NEUTRAL}
+    compared = {name: value for name, value in expected.items() if name not in provenance.NEUTRAL}
+    flags = {name: record["flags"].get(name, value) for name, value in compared.items()}
     return [
         f"--{name} {value}" + (f" instead of {expected[name]}" if expected[name] not in (None, False) else "")
         for name, value in flags.items()

@@ -28,7 +28,7 @@ from tasks.shipped import is_tracked
 from tasks.submission.check import make_zip, summary
 from tasks.submission.files import COURSES, MODELS, TESTED, TRAINED, Course, Step, check_andrew_id, steps
 from tasks.submission.flags import SubmissionSettings
-from tasks.submission.origin import describe, handed_in, set_aside, trace, zero_shot
+from tasks.submission.origin import describe, handed_in, set_aside, trace, trace_test, zero_shot
 from tasks.submission.zip_file import imported_files
 from utils import set_up
 
@@ -181,6 +181,8 @@ def _why_stale_adder(plan: Plan, step: Step) -> str | None:
     """A trained adder is never out of date; its test is if the adder was trained again since."""
     if not step.inputs:
         return None
+    if differences := trace_test(plan.root, step).differences:
+        return f"made with {', '.join(differences)}"
     folder = (plan.root / step.inputs[0]).parent
     try:
         tested = read_json_object(folder / TESTED[0])["train_config"].get("result")
