@@ -10,7 +10,7 @@ import pytest
 import addition_run
 from tasks.shipped import is_tracked
 from tasks.submission.files import BEST, MODELS, addition_steps
-from tasks.submission.origin import trace_test
+from tasks.submission.origin import Origin, describe, trace_test
 from tests.submission_project import write_project
 from tests.test_addition_run import SHORT, TINY
 from tests.test_submission import submit
@@ -55,6 +55,13 @@ def test_half_a_shipped_model_is_to_be_restored(shipped, capsys):
     assert f"{MODELS}/{BEST}/loss_curve.png ships with the project and is missing: git restore {MODELS}" in (
         capsys.readouterr().err
     )
+
+
+def test_any_model_but_the_courses_is_named_loudly():
+    step = addition_steps(BEST)[1]
+    lines = describe([Origin(step, model="mine.pt"), Origin(step, model="stories42M.pt")])
+    assert lines[1].startswith("!! NOT made with stories42M.pt but with mine.pt: ") and lines[0] == lines[2]
+    assert lines[3].startswith("made with stories42M.pt: ") and len(lines) == 4
 
 
 def test_predictions_of_another_test_are_made_again(shipped, capsys):

@@ -19,6 +19,7 @@ from tasks.cli import settings_parser
 from tasks.generate.flags import GenerateSettings
 from tasks.pretrained import SHIPPED
 from tasks.sentiment.flags import FinetuneSettings, LoraSettings, PromptSettings
+from tasks.settings import DEFAULT_MODEL
 from tasks.submission.files import ZERO_SHOT_REFERENCES, Course, Step
 
 SETTINGS = {
@@ -136,10 +137,13 @@ def describe(origins: Iterable[Origin]) -> list[str]:
         loud.append(f"NOT made with stories42M but with the shipped model: {', '.join(shipped)}.")
         loud.append("The course's reference figures are those of stories42M. Run bash setup.sh, which fetches it, and")
         loud.append("then make submission, which makes these files anew.")
+    others = {model: names for model, names in by_model.items() if model != DEFAULT_MODEL}
+    loud += [f"NOT made with {DEFAULT_MODEL} but with {model}: {', '.join(names)}." for model, names in others.items()]
     lines = [RULE, *(f"!! {line}" for line in loud), RULE] if loud else []
     if unknown:
         lines.append(f"made by a command and a model that are not recorded: {', '.join(unknown)}")
-    lines += [f"made with {model}: {', '.join(names)}" for model, names in by_model.items()]
+    if names := by_model.get(DEFAULT_MODEL):
+        lines.append(f"made with {DEFAULT_MODEL}: {', '.join(names)}")
     return lines
 
 
