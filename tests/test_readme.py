@@ -21,7 +21,7 @@ FILE = re.compile(r"[\w./-]+\.(py|md|sh|pt|png|jsonl|json|txt)")
 PROGRAMS = {"run_llama.py": run_llama.PROGRAM, "addition_run.py": addition_run.PROGRAM}
 MADE_BY_RUNS = re.compile(
     r"stories(42|15)M|tokenizer\.(model|bin)$|generated-sentence|-temp-1\.txt|-output\.txt|prompts\.txt|runs/|^(stories|more)\.txt"
-    r"|^results/|loss_curve\.png|log\.jsonl|feedback\.txt|(train|valid)\.txt|merged\.pt|last\.pt|best\.pt|sst|cfimdb|\.venv|ANDREWID|sanity_check\.data|mine\.|addition_(train|dev)"
+    r"|^results/|loss_curve\.png|log\.jsonl|feedback\.txt|(train|valid)\.txt|merged\.pt|last\.pt|best\.pt|sst|cfimdb|\.venv|ANDREWID|sanity_check\.data|mine\.|config\.json|tokenizer\.json|addition_(train|dev)"
 )
 
 
