@@ -68,6 +68,20 @@ def test_losses_and_gradients_are_those_of_torch_in_float64(pair):
         assert (gradient - seed.grad).abs().max() < 3e-5 * largest
 
 
+def test_threads_that_share_a_batch_sum_to_the_same(pair):
+    model, native = pair
+    batch, threads = problems(101), native.threads
+    gradients, losses = [], []
+    for native.threads in (1, 6):  # of two models: a whole batch each, three parts each
+        model.zero_grad()
+        losses.append(native.losses(model, *batch))
+        losses[-1].sum().backward()
+        gradients.append(torch.stack([seed.grad.clone() for seed in model.seeds]))
+    native.threads = threads
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max()))
+
+
 def test_right_answers_and_margins_are_those_of_torch(pair):
     model, native = pair
     a, b, weights = problems(333)

@@ -79,7 +79,8 @@ class NativeStep:
         if built_for != size or len(tables[0]) != POSITIONS:
             raise RuntimeError("the C++ step was compiled for another number of parameters")
         self.size = size
-        self.pool = ThreadPoolExecutor(torch.get_num_threads())  # one model a thread; the library releases the GIL
+        self.threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(self.threads)  # the library releases the GIL
 
     def run(
         self, flat: Tensor, a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor | None = None,
@@ -119,9 +120,14 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, native: NativeStep, a: Tensor, b: Tensor, weights: Tensor, *seeds: Tensor) -> Tensor:
-        ctx.gradients = [torch.empty(native.size) for _ in seeds]
-        sums = native.pool.map(lambda seed, row: native.run(seed, a, b, weights, row)[0], seeds, ctx.gradients)
-        return torch.tensor(list(sums), dtype=torch.float32)
+        parts = max(1, native.threads // len(seeds))  # fewer models than threads share their batch
+        batches = list(zip(a.chunk(parts), b.chunk(parts), weights.chunk(parts), strict=True))
+        gradients = torch.empty(len(seeds), len(batches), native.size)
+        jobs = [(seed, *batch, row) for seed, rows in zip(seeds, gradients, strict=True)
+                for batch, row in zip(batches, rows, strict=True)]  # fmt: skip
+        sums = list(native.pool.map(lambda job: native.run(*job)[0], jobs))
+        ctx.gradients = list(gradients.sum(dim=1))
+        return torch.tensor(sums, dtype=torch.float64).view(len(seeds), len(batches)).sum(dim=1).float()
 
     @staticmethod
     def backward(ctx, outer: Tensor):
