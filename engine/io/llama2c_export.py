@@ -14,7 +14,7 @@ from torch import Tensor
 
 from config import LlamaConfig
 from engine.io.checkpoint.llama2c import BIN_HEADER, MAGIC, NEW_HEADER, NEW_START, bin_order
-from engine.io.files import atomic_path
+from engine.io.files import atomic_path, write_sidecar
 
 GROUP = 64  # weights per scale in version 2, or the largest power of two below it that divides the widths
 
@@ -27,6 +27,7 @@ def write_bin(path: Path, config: LlamaConfig, state: Mapping[str, Tensor]) -> N
         for name, shape in bin_order(config):
             tensor = torch.zeros(shape) if name is None else state[name]  # run recomputes the rotation tables
             file.write(tensor.detach().float().numpy().tobytes())
+    write_sidecar(path)
 
 
 def write_quantized_bin(path: Path, config: LlamaConfig, state: Mapping[str, Tensor]) -> None:
@@ -45,6 +46,7 @@ def write_quantized_bin(path: Path, config: LlamaConfig, state: Mapping[str, Ten
             groups = values.reshape(-1, group)
             scales = np.abs(groups).max(axis=1, keepdims=True) / 127.0
             file.write(np.round(groups / np.maximum(scales, 1e-12)).astype(np.int8).tobytes() + scales.tobytes())
+    write_sidecar(path)
 
 
 def _sizes(config: LlamaConfig) -> tuple[int, ...]:
