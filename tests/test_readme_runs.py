@@ -43,6 +43,7 @@ SHORTER = {  # the start of a command: flags that shorten it, or the command tha
     "python run_llama.py --option pretrain": "",
     "python run_llama.py --option evaluate": "",
     "python run_llama.py --option addition": "",
+    "python run_llama.py --option page": "",
     "torchrun": "",
     "python addition_run.py train --recipe": f"{ADDER} --trial_seeds 2 --trial_examples 512 --trial_batch_size 64",
     "python addition_run.py train": ADDER,
