@@ -113,7 +113,7 @@ def test_a_model_refuses_another_tokenizer_of_the_same_size(trained, capsys):
 
 
 def test_a_model_from_before_digests_loads_with_any_tokenizer_of_its_size(trained):
-    content = load_plain(trained / "model.pt", mapped=False)
+    content = load_plain(trained / "model.pt")
     del content["vocabulary"]
     save_plain(content, trained / "model.pt")
     assert continue_with(trained / "model.pt", "--tokenizer", str(trained / "other.model")) == 0
