@@ -13,14 +13,14 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-SPINS = "1000"  # turns that an OpenMP thread waits actively before it sleeps; see bench/busy.py
+SPINS = "10000"  # turns that an OpenMP thread waits actively before it sleeps; see bench/busy.py
 INTERRUPTED = 130
 
 
 def begin(name: str) -> None:
     """Prepares the process if `name`, the caller's `__name__`, is that of a program; otherwise it does nothing.
 
-    A waiting thread sleeps soon, so that another busy program costs little (unless GOMP_SPINCOUNT or OMP_WAIT_POLICY is
+    A waiting thread sleeps soon, so that another busy program costs less (unless GOMP_SPINCOUNT or OMP_WAIT_POLICY is
     set); Ctrl-C ends the process at once until `ready` is called; an unforeseen error becomes one line.
     """
     if name != "__main__":
