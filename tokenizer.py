@@ -11,6 +11,7 @@ import io
 import math
 import re
 import struct
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -59,10 +60,8 @@ class Tokenizer:
         pieces = pieces_of(self)
         pieces[self.bos_id], pieces[self.eos_id] = b"\n<s>\n", b"\n</s>\n"
         path = Path(self.model_path).with_suffix(".bin")
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            file.write(struct.pack("<i", max(map(len, pieces))))
-            for index, piece in enumerate(pieces):
-                file.write(struct.pack("<fi", self.sp_model.get_score(index), len(piece)) + piece)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(packed(pieces, [self.sp_model.get_score(index) for index in range(self.n_words)]))
         return str(path)
 
 
@@ -162,6 +161,12 @@ def pieces_of(tokenizer: AnyTokenizer) -> list[bytes]:
         tokens = [tokenizer.inner.id_to_token(index) or "" for index in range(tokenizer.n_words)]
         return [token.replace("▁", " ").encode() for token in tokens]
     return [tokenizer.sp_model.id_to_piece(index).replace("▁", " ").encode() for index in range(tokenizer.n_words)]
+
+
+def packed(pieces: Sequence[bytes], scores: Sequence[float]) -> bytes:
+    """llama2.c's `tokenizer.bin`: the longest piece's length, then each piece's score, length and bytes."""
+    entries = [struct.pack("<fi", score, len(piece)) + piece for piece, score in zip(pieces, scores, strict=True)]
+    return struct.pack("<i", max(map(len, pieces))) + b"".join(entries)
 
 
 def vocabulary_digest(tokenizer: AnyTokenizer) -> str:

@@ -1,8 +1,9 @@
-"""Training examples per second: the course's loop against the batched layout, in one run, on the CPU.
+"""Training examples per second: the course's loop, torch's compiled step and the C++ step, in one run, on the CPU.
 
-    python -m bench.addition --threads 2
+    python -m bench.addition --threads 1 --seconds 8 --out docs/addition_speed.json
 
-The course's loop is its DataLoader over `CharDataset.__getitem__`, the plain model and per-tensor AdamW.
+The course's loop is its DataLoader over `CharDataset.__getitem__`, the plain model and per-tensor AdamW. The other two
+train in the batched layout.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch.utils.data import DataLoader
 
 from addition_lib import create_datasets
 from config import LlamaConfig
+from engine.io.files import write_json
 from llama import Llama
 from optimizer import AdamW
+from tasks.addition import native_step
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import build_trainer, chunk_of
@@ -55,21 +60,21 @@ def _taken(loader: Iterator, count: int) -> list:
     return [next(loader) for _ in range(count)]
 
 
-def fast_rate(config: LlamaConfig, seconds: float, seeds: int = 1, batch: int = BATCH) -> float:
-    """Examples per second, over all seeds, of the trainer's compiled steps in the batched layout."""
+def fast_rate(config: LlamaConfig, seconds: float, native: bool, seeds: int = 1, batch: int = BATCH) -> float:
+    """Examples per second, over all seeds, of the trainer's steps in the batched layout, compiled from C++ or torch."""
     settings = AdderTraining(seeds=seeds, batch_size=batch, epochs=1, save_dir=tempfile.mkdtemp())
     model = SideBySide([Llama(config) for _ in range(seeds)])
     problems = Problems.of(*sample_problems(200_000, 0))
-    workload = AdditionWorkload(model, problems, problems, chunk_of(settings, CPU), 1, len(problems), seed=0)
-    workload.compile_step(model)
+    with nullcontext() if native else patch.object(native_step, "supported", return_value=False):
+        workload = AdditionWorkload(model, problems, problems, chunk_of(settings, CPU), 1, len(problems), seed=0)
+        workload.compile_step(model)
     trainer = build_trainer(model, workload, settings, CPU, {})
     batches = workload.epoch(0)[: batch // workload.chunk]
     return timed(lambda: trainer.step(batches), batch * seeds, seconds)
 
 
 def exhaustive_rate(problems: int = 400 * CALL) -> float:
-    """Problems per second of the exhaustive test of a model with 1,784 parameters, without compilation time.
-    """
+    """Problems per second of the exhaustive test of a model with 1,784 parameters, without compilation time."""
     model = Llama(LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16))
     times = []
     for part in (range(CALL), range(CALL), range(problems + CALL)):
@@ -96,18 +101,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=20, help="length of each measurement")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    found = {}
+    measured: dict = {"threads": args.threads, "torch": torch.__version__}
     for name, shape in SHAPES.items():
-        course, fast = course_rate(config_of(shape), args.seconds), fast_rate(config_of(shape), args.seconds)
-        found[name] = {"course": round(course), "fast": round(fast), "ratio": round(fast / course, 2)}
-        print(f"{name}: the course's loop {course:,.0f} examples/s, fast {fast:,.0f}: {fast / course:.1f} times")
+        course = course_rate(config_of(shape), args.seconds)
+        torchs, native = (fast_rate(config_of(shape), args.seconds, native) for native in (False, True))
+        measured[name] = {"course": round(course), "torch": round(torchs), "native": round(native)}
+        print(f"{name}: the course's loop {course:,.0f} examples/s, torch's step {torchs:,.0f}, C++ {native:,.0f}")
     adder = LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16)
-    found["1,784 parameters, 6 seeds"] = round(fast_rate(adder, args.seconds, seeds=6, batch=128))
-    found["exhaustive, 1,784 parameters"] = round(exhaustive_rate())
-    print(json.dumps(found | {"threads": args.threads, "torch": torch.__version__}))
+    measured["1,784 parameters, 6 seeds"] = round(fast_rate(adder, args.seconds, True, seeds=6, batch=128))
+    measured["exhaustive, 1,784 parameters"] = round(exhaustive_rate())
+    print(json.dumps(measured))
+    if args.out is not None:
+        write_json(args.out, measured)
 
 
 if __name__ == "__main__":

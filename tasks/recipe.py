@@ -27,7 +27,7 @@ def read_recipe(path: str | os.PathLike, program: str, options: Collection[str])
     read and ValueError for one that is no recipe of this program.
     """
     try:
-        content = _parsed(read_text(input_file(os.fspath(path))))
+        content = parse_toml(read_text(input_file(os.fspath(path))))
     except FileNotFoundError:
         raise FileNotFoundError(f"--recipe {path}: no such file (the recipes that ship are in recipes/)") from None
     except ValueError as error:
@@ -40,7 +40,7 @@ def read_recipe(path: str | os.PathLike, program: str, options: Collection[str])
     return option, [word for name, value in flags.items() for word in words_of(name, value)]
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text; ValueError for any other."""
     try:
         return tomllib.loads(text)

@@ -1,4 +1,4 @@
-"""Seeded fuzzing of the checkpoint reader: broken and malicious files, each of which it loads or refuses in one line.
+"""Seeded fuzzing of the checkpoint reader: it must load a broken or malicious file, or refuse it in one line.
 
     python -m tests.checkpoint_fuzz 200 --seed 0
 

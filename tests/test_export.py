@@ -15,7 +15,7 @@ import run_llama
 from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
 from engine.io.checkpoint import load_plain, read_checkpoint, save_checkpoint
-from engine.io.huggingface import read_json
+from engine.io.files import read_json_object
 from engine.io.tokenizer_export import write_tokenizer
 from engine.io.word_tokenizer import word_vocabulary
 from llama import from_checkpoint, load_pretrained
@@ -100,7 +100,7 @@ def test_the_shipped_model_writes_the_same_text_everywhere(tmp_path, capsys):
     facts = ("license: mit", "TinyStories", "6,955,520 parameters", "| bits per byte | 0.6045 |", 'option = "pretrain"')
     assert [fact for fact in facts if fact not in card] == []
     assert "Once upon a time" in card.split("## Sample")[1]
-    assert read_json(out / "generation_config.json") == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    assert read_json_object(out / "generation_config.json") == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 
 
 def test_exported_ids_are_those_of_sentencepiece(tmp_path):

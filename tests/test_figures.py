@@ -173,6 +173,17 @@ def test_every_figure_of_a_page_is_in_its_sources(page):
     assert [text for text in numbers if text not in facts and not is_rounded(text, figures)] == []
 
 
+def test_the_speed_of_adder_training_is_what_was_measured():
+    speed = json.loads((ROOT / "docs" / "addition_speed.json").read_text("utf-8"))
+    for shape, *figures, ratio in table_rows("docs/addition.md", "Speed")[1:]:
+        measured = [speed[shape][name] for name in ("course", "torch", "native")]
+        assert figures == [f"{each:,}" for each in measured]
+        assert ratio == f"{measured[2] / measured[0]:.1f}"
+    text = (ROOT / "docs" / "addition.md").read_text("utf-8")
+    for name in ("1,784 parameters, 6 seeds", "exhaustive, 1,784 parameters"):
+        assert f"{speed[name]:,}" in text
+
+
 def test_facts_about_the_shapes():
     """The numbers of parameters that two pages name."""
     for source, shown in (("models/stories.json", 6_955_520), ("results/ail861/results.json", 3.6e6)):

@@ -26,11 +26,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     Tokens are added in descending order of probability, ties by id, until the sum is at least p.
     """
     sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = sorted_logits.double().softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # total probability of all more likely tokens
-    refused = before >= p
-    refused[..., 0] = False
-    return logits.masked_fill(refused.scatter(-1, order, refused), -torch.inf)
+    return _keep_first(logits, order, sorted_logits.double().softmax(dim=-1), p)
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
@@ -55,7 +51,11 @@ def keep_typical(logits: Tensor, mass: float) -> Tensor:
     log_probs = logits.double().log_softmax(dim=-1)
     entropy = torch.special.entr(log_probs.exp()).sum(dim=-1, keepdim=True)
     order = (-log_probs - entropy).abs().sort(dim=-1, stable=True).indices
-    probabilities = log_probs.exp().gather(-1, order)
+    return _keep_first(logits, order, log_probs.exp().gather(-1, order), mass)
+
+
+def _keep_first(logits: Tensor, order: Tensor, probabilities: Tensor, mass: float) -> Tensor:
+    """Keeps tokens in this order, of these probabilities, until their sum is at least `mass`; the first always."""
     refused = probabilities.cumsum(dim=-1) - probabilities >= mass
     refused[..., 0] = False
     return logits.masked_fill(refused.scatter(-1, order, refused), -torch.inf)

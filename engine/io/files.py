@@ -110,7 +110,7 @@ def as_written(path: str | os.PathLike) -> Iterator[None]:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, read in blocks, in hexadecimal; of a folder, that of its files' names and digests."""
+    """The SHA-256 of a file in hexadecimal; for a folder, the SHA-256 of the names and digests of its files."""
     if os.path.isdir(path):
         files = sorted(file for file in Path(path).iterdir() if file.is_file())
         return hashlib.sha256("".join(f"{file.name} {sha256_of(file)}\n" for file in files).encode()).hexdigest()
@@ -207,7 +207,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError for any other content, OSError if the file cannot be read."""
-    content = read_json(path)
+    content = read_json(check_readable(path))
     if not isinstance(content, dict):
         raise FileError(f"{path} is not a JSON object")
     return content

@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 
 from config import LlamaConfig
-from engine.io.checkpoint.contents import Checkpoint, CheckpointError, check_fit, checked, parameter_shapes
+from engine.io.checkpoint.contents import (
+    Checkpoint,
+    CheckpointError,
+    check_fit,
+    checked,
+    parameter_shapes,
+    translated_names,
+)
 from engine.io.files import check_readable
 from engine.io.json_tokenizer import JsonTokenizer, tokenizers_library
+from engine.io.packages import needed
 from engine.io.tokenizer_json import byte_level_tokenizer, sentencepiece_tokenizer
 
 ARCHITECTURE = "llama"
@@ -65,7 +73,7 @@ def read_gguf(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: general.architecture {general.get('architecture')!r} is not {ARCHITECTURE!r}")
     quantized = {tensor.name: tensor for tensor in _reader(path).tensors}
     config = _config(path, metadata(path, f"{ARCHITECTURE}."), quantized)
-    names, shapes = _names(config), parameter_shapes(config)
+    names, shapes = translated_names(config, OUTER_NAMES, "blk", NAMES), parameter_shapes(config)
     _check_names(path, quantized, {names[name]: shape for name, shape in shapes.items()})
     state = {name: _dequantised(path, quantized[theirs], shapes[name]) for name, theirs in names.items()}
     return checked(path, Checkpoint(config, state, path), norm=None)
@@ -81,11 +89,7 @@ def metadata(path: Path, prefix: str) -> dict[str, Any]:
 
 
 def _library() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise ValueError("GGUF files need the package gguf: pip install -r requirements-gguf.txt") from None
-    return gguf
+    return needed("gguf", "GGUF files", "-r requirements-gguf.txt")
 
 
 def _reader(path: Path) -> Any:
@@ -131,19 +135,6 @@ def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llam
     if (rotated := fields.get("rope.dimension_count", config.head_dim)) != config.head_dim:
         raise CheckpointError(f"{path}: rope.dimension_count {rotated} of {config.head_dim}: this project rotates all")
     return config
-
-
-def _names(config: LlamaConfig) -> dict[str, str]:
-    """GGUF's name of every parameter, by our name."""
-    names = {}
-    for name in parameter_shapes(config):
-        stem, _, ending = name.rpartition(".")
-        if stem in OUTER_NAMES:
-            names[name] = f"{OUTER_NAMES[stem]}.{ending}"
-        else:
-            _, layer, part = stem.split(".", 2)
-            names[name] = f"blk.{layer}.{NAMES[part]}.{ending}"
-    return names
 
 
 def _check_names(path: Path, tensors: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

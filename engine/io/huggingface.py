@@ -7,7 +7,6 @@ Weights are memory-mapped. Nothing needs transformers; `safetensors` is imported
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -21,7 +20,7 @@ from config import LlamaConfig
 from engine.io.checkpoint.contents import Checkpoint, CheckpointError, check_fit, checked, parameter_shapes
 from engine.io.checkpoint.identify import known_signature
 from engine.io.checkpoint.pickles import load_plain
-from engine.io.files import atomic_path, check_readable, read_text, write_json
+from engine.io.files import atomic_path, check_readable, read_json_object, write_json
 from engine.io.huggingface_config import (
     OWN_FIELDS,
     adjacent_pairs,
@@ -31,11 +30,13 @@ from engine.io.huggingface_config import (
     their_names,
     to_their_config,
 )
+from engine.io.packages import needed
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FOLDERS = "Hugging Face folders"
 HEAD = "score.weight"  # of a sequence classifier
 
 
@@ -47,7 +48,7 @@ def read_folder(folder: Path) -> Checkpoint:
     """
     if (folder / "adapter_config.json").exists():
         return _merged(folder)
-    config = from_their_config(folder / CONFIG, read_json(folder / CONFIG))
+    config = from_their_config(folder / CONFIG, read_json_object(folder / CONFIG))
     tensors = read_tensors(folder)
     if tensors.pop(HEAD, None) is not None and "lm_head.weight" not in tensors:
         config.tie_embeddings = True  # a classifier has no output of its own
@@ -72,17 +73,6 @@ def tokenizer_of(folder: Path) -> Path | None:
     return next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises OSError, or CheckpointError for other content."""
-    try:
-        content = json.loads(read_text(check_readable(path)))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON, or it is cut short: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
-
-
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder by Hugging Face's names, memory-mapped, from one file or from shards and their index."""
     path = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
@@ -90,7 +80,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder} has no weights: none of {', '.join(WEIGHTS)}")
     if path.suffix != ".json":
         return read_weights(path)
-    shards = read_json(path).get("weight_map")
+    shards = read_json_object(path).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"{path} has no weight_map from tensors to files")
     contents = {name: read_weights(_shard(path, name)) for name in sorted(set(shards.values()))}
@@ -127,22 +117,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 @contextmanager
 def opened_safetensors(path: Path) -> Iterator[Any]:
     """An open safetensors file. Its header is checked against the file's size; a lie is a CheckpointError."""
-    safetensors = _library()
+    safetensors = needed("safetensors", FOLDERS)
     try:
         with safetensors.safe_open(check_readable(path), framework="pt") as file:
             yield file
     except safetensors.SafetensorError as error:
         reason = known_signature(path) or f"it is damaged or cut short ({error})"
         raise CheckpointError(f"{path} was not loaded: {reason}") from None
-
-
-def _library() -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError:
-        raise ValueError("Hugging Face folders need the package safetensors: pip install safetensors") from None
-    return safetensors
 
 
 def from_their_tensors(folder: Path, config: LlamaConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -192,8 +173,8 @@ def write_folder(
 
     `notes` go into the header of the weights. Raises ValueError for a configuration that the folder cannot hold.
     """
-    content = to_their_config(config) | dict(fields)
-    content[OWN_FIELDS] = to_their_config(config)[OWN_FIELDS] | fields.get(OWN_FIELDS, {})
+    theirs = to_their_config(config)
+    content = theirs | dict(fields) | {OWN_FIELDS: theirs[OWN_FIELDS] | fields.get(OWN_FIELDS, {})}
     write_safetensors(folder / "model.safetensors", to_their_tensors(config, state) | dict(others or {}), notes)
     write_json(folder / CONFIG, content)
 
@@ -206,7 +187,7 @@ def header_notes(path: Path) -> dict[str, str]:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
     """Writes tensors atomically; `notes` go into the header beside the format that transformers looks for."""
-    library = _library()
+    library = needed("safetensors.torch", FOLDERS)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        library.torch.save_file(plain, temporary, metadata={"format": "pt"} | dict(notes or {}))
+        library.save_file(plain, temporary, metadata={"format": "pt"} | dict(notes or {}))

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from config import LlamaConfig
-from engine.io.checkpoint.contents import CheckpointError, parameter_shapes
+from engine.io.checkpoint.contents import CheckpointError, translated_names
 
 ARCHITECTURES = {"rmsnorm": ("llama", "Llama"), "layernorm": ("stablelm", "StableLm")}  # model_type, class prefix
 MODEL_TYPES = ("llama", "mistral", "stablelm", "qwen2")
@@ -143,15 +143,7 @@ def check_exportable(config: LlamaConfig) -> None:
 
 def their_names(config: LlamaConfig) -> dict[str, str]:
     """Hugging Face's name of every parameter, by our name, without a tied output."""
-    names = {}
-    for name in parameter_shapes(config):
-        stem, _, ending = name.rpartition(".")
-        if stem in OUTER_NAMES:
-            names[name] = f"{OUTER_NAMES[stem]}.{ending}"
-            continue
-        layer, part = ".".join(stem.split(".")[:2]), ".".join(stem.split(".")[2:])
-        names[name] = f"model.{layer}.{NAMES[part]}.{ending}"
-    return names
+    return translated_names(config, OUTER_NAMES, "model.layers", NAMES)
 
 
 def heads_of(config: LlamaConfig, name: str) -> int | None:

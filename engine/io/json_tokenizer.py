@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from engine.io.files import read_text
+from engine.io.files import read_json_object, read_text
+from engine.io.packages import needed
 
 SIBLINGS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 USUAL = {  # names to try where no file beside the tokenizer says which token it is
@@ -71,11 +71,7 @@ def is_tokenizer_json(path: str | Path) -> bool:
 
 def tokenizers_library() -> Any:
     """The package `tokenizers`; ValueError where it is not installed."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ValueError("tokenizer.json needs the package tokenizers: pip install tokenizers") from None
-    return tokenizers
+    return needed("tokenizers", "tokenizers in JSON")
 
 
 def _from_text(path: Path) -> Any:
@@ -91,14 +87,8 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
     """`bos_token`, `eos_token_id` and the like from the files beside a tokenizer; the first file that has one wins."""
     entries: dict[str, Any] = {}
     for name in SIBLINGS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON, or it is cut short: {error}") from None
-        if isinstance(content, dict):
+        if (folder / name).is_file():
+            content = read_json_object(folder / name)
             entries = {key: value for key, value in content.items() if value is not None} | entries
     return entries
 

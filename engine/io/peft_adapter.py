@@ -17,8 +17,8 @@ from torch import Tensor
 
 from config import LlamaConfig
 from engine.io.checkpoint.contents import CheckpointError
-from engine.io.files import write_json
-from engine.io.huggingface import read_json, read_weights, write_safetensors
+from engine.io.files import read_json_object, write_json
+from engine.io.huggingface import read_weights, write_safetensors
 from engine.io.huggingface_config import adjacent_pairs, half_split, heads_of, their_names
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base"
@@ -59,7 +59,7 @@ def base_of(folder: Path, named: str | Path | None = None) -> Path:
     """
     if named is not None:
         return Path(named)
-    path = read_json(folder / CONFIG).get("base_model_name_or_path")
+    path = read_json_object(folder / CONFIG).get("base_model_name_or_path")
     candidates = [folder / BASE, *([folder / path, Path(path)] if isinstance(path, str) and path else [])]
     for candidate in candidates:
         if candidate.exists() and candidate.resolve() != folder.resolve():
@@ -72,7 +72,7 @@ def read_adapter(folder: Path, config: LlamaConfig) -> Adapter:
 
     Raises CheckpointError, naming the field or tensor, for what plain LoRA on this project's layers does not have.
     """
-    fields = read_json(folder / CONFIG)
+    fields = read_json_object(folder / CONFIG)
     for name, values in PLAIN.items():
         if fields.get(name) not in values:
             raise CheckpointError(f"{folder / CONFIG}: {name} {fields.get(name)!r} is not supported")

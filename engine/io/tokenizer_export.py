@@ -9,8 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.io.files import write_json, write_text
-from engine.io.huggingface import read_json
+from engine.io.files import read_json_object, write_json, write_text
 from engine.io.json_tokenizer import JsonTokenizer, puts_bos_first
 from engine.io.tokenizer_json import sentencepiece_tokenizer
 from engine.io.vocabulary import read_vocabulary
@@ -41,7 +40,7 @@ def described(tokenizer: AnyTokenizer) -> tuple[Any, dict[str, str], dict[str, A
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     if isinstance(tokenizer, JsonTokenizer):
         beside = Path(tokenizer.model_path).with_name(CONFIG)
-        known = read_json(beside) if beside.is_file() and Path(tokenizer.model_path).suffix == ".json" else {}
+        known = read_json_object(beside) if beside.is_file() and Path(tokenizer.model_path).suffix == ".json" else {}
         kept = {name: value for name, value in known.items() if name in ("chat_template", "add_bos_token", "unk_token")}
         return tokenizer.inner, {name: tokenizer.inner.id_to_token(index) for name, index in ids.items()}, kept
     vocabulary = read_vocabulary(tokenizer)

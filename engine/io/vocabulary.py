@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from tokenizer import AnyTokenizer, BinTokenizer, Tokenizer
+from tokenizer import AnyTokenizer, BinTokenizer, Tokenizer, packed
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type
 BPE = 2  # TrainerSpec.ModelType
@@ -74,10 +74,7 @@ def bin_file(vocabulary: dict[str, Any]) -> bytes:
         raise ValueError("llama2.c needs BOS 1, EOS 2, the bytes as ids 3 to 258, and a space before every text")
     pieces[1], pieces[2] = "\n<s>\n", "\n</s>\n"  # as llama2.c's own converter writes them
     raw = [piece.replace(WORD_START, " ").encode("utf-8") for piece in pieces]
-    entries = [
-        struct.pack("<fi", score, len(piece)) + piece for score, piece in zip(vocabulary["scores"], raw, strict=True)
-    ]
-    return struct.pack("<i", max(map(len, raw))) + b"".join(entries)
+    return packed(raw, vocabulary["scores"])
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

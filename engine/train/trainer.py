@@ -50,8 +50,8 @@ class Workload(Protocol):
         """
         ...
 
-    def count(self, batch: Any) -> int:
-        """Number of targets in a batch, before it is shared among processes."""
+    def count(self, batch: Any) -> float:
+        """Number of targets in a batch, or the sum of their weights, before it is shared among processes."""
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -237,7 +237,7 @@ class Trainer:
             raise self._not_finite(f"the loss is {total}", progress.step + 1)
         progress.skipped += self.scaler.get_scale() < scale
         progress.step += 1
-        progress.targets += targets
+        progress.targets += round(targets)  # weighted examples are not whole numbers
         return total, self.peak_rates[0] * factor
 
     def _check_weights(self) -> None:

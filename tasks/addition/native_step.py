@@ -1,4 +1,4 @@
-"""The training step of tiny adders as C++, compiled for one shape: some ten times as fast as torch's compiled step.
+"""The training step of tiny adders as C++, compiled for one shape; `bench.addition` compares it with torch's step.
 
 An adder of a few hundred parameters has no product worth a matrix kernel; what counts is that every loop is unrolled
 and that nothing leaves the processor's first caches. `native_step.cpp` does that for the course's configuration on a

@@ -166,14 +166,14 @@ def draw_parts(model: Llama, out: Path) -> None:
 
 def parts(model: Llama) -> list[tuple[str, Tensor, slice]]:
     """Every head and unit: its name, the matrix that adds its output to the residual stream, and its columns there."""
-    found, size = [], model.config.head_dim
+    entries, size = [], model.config.head_dim
     for index, layer in enumerate(model.layers, 1):
         attention, feed_forward = layer.attention.compute_output.weight, layer.feed_forward.w2.weight
         for head in range(model.config.n_heads):
-            found.append((f"layer {index}, head {head + 1}", attention, slice(head * size, (head + 1) * size)))
+            entries.append((f"layer {index}, head {head + 1}", attention, slice(head * size, (head + 1) * size)))
         for unit in range(model.config.ffn_dim):
-            found.append((f"layer {index}, unit {unit + 1}", feed_forward, slice(unit, unit + 1)))
-    return found
+            entries.append((f"layer {index}, unit {unit + 1}", feed_forward, slice(unit, unit + 1)))
+    return entries
 
 
 @torch.no_grad()

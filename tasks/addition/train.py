@@ -33,7 +33,7 @@ def prepare(settings: AdderTraining) -> Work:
 def _beside_shipped(settings: AdderTraining) -> AdderTraining:
     """The settings, with `--save_dir` moved to runs/ if git tracks the model in it and `--overwrite` is not given.
 
-    So the course's command, whose folder is that of the shipped best model, runs as written and replaces nothing.
+    The course's command names the folder of the shipped best model: it runs as written, and replaces nothing.
     """
     folder = Path(settings.save_dir)
     if settings.overwrite or not is_tracked(folder / "best_model.pth"):

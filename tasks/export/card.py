@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from config import LlamaConfig
-from engine.io.files import read_text
+from engine.io.files import read_json_object, read_text
 from tasks.pretrained import SHIPPED
+from tasks.recipe import parse_toml
 
 SHIPPED_DATA = (
     "24,538 stories of TinyStories (R. Eldan and Y. Li 2023, arXiv:2305.07759), whose licence is CDLA-Sharing-1.0; "
@@ -55,12 +54,12 @@ def recorded(path: Path, data: str | None, licence: str | None) -> dict[str, Any
     recipe_path = SHIPPED.parents[1] / "recipes" / "stories.toml" if shipped else beside / "recipe.toml"
     recipe = read_text(recipe_path) if recipe_path.is_file() else None
     if data is None and recipe is not None:
-        flags = tomllib.loads(recipe).get("flags", {})
+        flags = parse_toml(recipe).get("flags", {})
         data = SHIPPED_DATA if shipped else _listed(flags.get("corpus", flags.get("train")))
     measured: dict[str, Any] = {}
     for name in ("evaluate.json", "result.json"):
         if (beside / name).is_file():
-            measured |= {key: value for key, value in json.loads(read_text(beside / name)).items() if _is_figure(value)}
+            measured |= {key: value for key, value in read_json_object(beside / name).items() if _is_figure(value)}
     return {"data": data, "licence": licence or ("mit" if shipped else None), "recipe": recipe, "measured": measured}
 
 

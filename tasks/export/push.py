@@ -8,14 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from engine.io.packages import needed
+
 
 def check_hub(repository: str) -> Any:
     """A logged-in `HfApi`. Raises ValueError where the package is missing, nobody is logged in, or the hub is away."""
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise ValueError("--push needs the package huggingface_hub: pip install huggingface_hub") from None
-    api = huggingface_hub.HfApi()
+    api = needed("huggingface_hub", "uploads with --push").HfApi()
     try:
         api.whoami()
     except Exception as error:  # the package raises many kinds, of several libraries

@@ -17,7 +17,7 @@ import torch
 from config import LlamaConfig
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
-from engine.io.checkpoint import CLASSIFIER_FORMAT, Checkpoint, is_padding, load_plain, read_checkpoint
+from engine.io.checkpoint import CLASSIFIER_FORMAT, Checkpoint, load_plain, read_checkpoint
 from engine.io.checkpoint.identify import is_zip
 from engine.io.files import atomic_path, check_writable, write_json, write_text
 from engine.io.huggingface import write_folder
@@ -30,8 +30,8 @@ from tasks.cli import Work
 from tasks.export.card import Facts, model_card, recorded
 from tasks.export.flags import ExportSettings
 from tasks.export.push import check_hub, listed, upload
-from tasks.pretrained import choose_path, fitting_tokenizer
-from tasks.sentiment.checkpoint import ADAPTER_FORMAT, load_classifier
+from tasks.pretrained import choose_path, fitting_tokenizer, without_padding
+from tasks.sentiment.checkpoint import ADAPTER_FORMAT, load_classifier, read_base
 from tasks.sentiment.huggingface import check_classifier, write_classifier, write_peft
 from tokenizer import AnyTokenizer
 from utils import set_up
@@ -86,11 +86,11 @@ def _format(path: Path) -> str | None:
 
 
 def _read(path: Path, settings: ExportSettings) -> tuple[Checkpoint, AnyTokenizer]:
-    checkpoint = read_checkpoint(path, settings.norm)
+    checkpoint = read_checkpoint(path, **settings.unsaid())
+    tokenizer = without_padding(path, checkpoint, settings.tokenizer)
     for note in checkpoint.notes:
         print(note)
-    named = settings.tokenizer or checkpoint.tokenizer
-    return checkpoint, fitting_tokenizer(path, checkpoint.config.vocab_size, checkpoint.vocabulary, named)
+    return checkpoint, tokenizer
 
 
 def _language_model(path: Path, settings: ExportSettings) -> Writer:
@@ -137,13 +137,11 @@ def _classifier(path: Path, form: str, settings: ExportSettings) -> Writer:
 
 def _base(path: Path, out: Path, tokenizer: AnyTokenizer) -> str:
     """Where transformers finds an adapter's base model: its own Hugging Face folder, or a copy in `base`."""
-    base = path.parent / load_plain(path)["base"]
+    content = load_plain(path)
+    base = path.parent / content["base"]
     if (base / "config.json").is_file():
         return base.as_posix()
-    config = LlamaConfig.from_dict(load_plain(path)["config"])
-    checkpoint = read_checkpoint(base, config.norm_type, n_heads=config.n_heads, rope_theta=config.rope_theta)
-    if is_padding(checkpoint.config.vocab_size, config.vocab_size):
-        checkpoint.cut_vocabulary(config.vocab_size)
+    checkpoint = read_base(base, LlamaConfig.from_dict(content["config"]))
     (out / "base").mkdir(exist_ok=True)
     _write_causal(out / "base", checkpoint, tokenizer)
     return (out / "base").as_posix()

@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +21,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.io.files import check_readable, read_json_object, read_text
 from engine.train import run_log
 from tasks import cli
 from tasks.methods.comparison import write_comparison
-from tasks.recipe import words_of
-from tasks.settings import positive, seed_number
+from tasks.recipe import parse_toml, words_of
+from tasks.settings import ROOT, input_file, positive, seed_number
 
-ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}
 
 
@@ -68,11 +67,11 @@ def read_list(path: Path, data_folder: Path, seeds: Sequence[int] | None) -> tup
     fields of `Method`. Raises OSError or ValueError for a list that cannot be read or used.
     """
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = parse_toml(read_text(check_readable(path)))
         methods = [Method(**entry) for entry in content["method"]]
         drawn = list(seeds or content["seeds"])
         sets = content["data"]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a list of experiments: {error}") from None
     names = {method.name for method in methods}
     jobs, missing = [], []
@@ -116,7 +115,7 @@ def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
     if ended.returncode:
         last = (work / "output.txt").read_text("utf-8", "replace").strip().split("\n")[-1]
         raise ChildProcessError(f"{job.key} failed, see {work / 'output.txt'}: {last}")
-    figures = json.loads(next(work.glob("*/result.json")).read_text("utf-8"))
+    figures = read_json_object(next(work.glob("*/result.json")))
     for state in work.glob("*/last.pt"):  # three times the model's size, and no longer needed
         state.unlink()
     dev = {name: value for name, value in figures.items() if name.startswith("dev_")}
@@ -136,7 +135,7 @@ def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
             flags = job.flags | {"dev": path, "test": path}
             flags |= {f"{split}_out": work / f"{name}-{split}-prompting-output.txt" for split in ("dev", "test")}
             _output_of([*words, *(word for flag, value in flags.items() for word in words_of(flag, value))])
-            figures = json.loads(next((work / name).glob("*/result.json")).read_text("utf-8"))
+            figures = read_json_object(next((work / name).glob("*/result.json")))
             accuracies |= {name: figures["dev_acc"]} if "dev_acc" in figures else {}
         else:
             words = ["--option", "predict", "--checkpoint", str(checkpoint), "--input", path, "--json", *machine]
@@ -182,8 +181,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(args: Any) -> cli.Work:
     """Reads the list and the results so far; returns the work. Raises OSError or ValueError."""
-    folder = args.data if args.data.is_absolute() or not args.quick else ROOT / args.data
-    jobs, missing = read_list(args.list, folder.resolve(), args.seeds)
+    jobs, missing = read_list(args.list, Path(input_file(str(args.data))).resolve(), args.seeds)
     jobs = [job for job in jobs if any(text in job.key for text in args.only)]
     if not jobs:
         raise ValueError("\n".join([f"{args.list} has no experiment to run", *missing]))

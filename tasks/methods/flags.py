@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tasks.settings import MachineSettings, ModelSettings, flag, number, positive
+from tasks.settings import DEFAULT_MODEL, MachineSettings, flag, input_flag, number, positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class WiseFtSettings(ModelSettings, MachineSettings):
+class WiseFtSettings(MachineSettings):
     """fine-tuned classifiers and the sets that judge them"""
 
     option: ClassVar[str] = "wise_ft"
@@ -21,8 +21,12 @@ class WiseFtSettings(ModelSettings, MachineSettings):
         [], "best.pt of finetune runs with --head label_words, or merged.pt of lora runs; several are averaged over",
         metavar="FILE", nargs="+", required=True,
     )  # fmt: skip
-    dev: str = flag("", "dev set of the data that it was trained on; it chooses α", metavar="FILE", required=True)
-    shifted: list[str] = flag([], "test sets from elsewhere, looked at only", metavar="FILE", nargs="+")
+    pretrained_model_path: str = input_flag(
+        DEFAULT_MODEL, "the language model that they were trained from", names=("--pretrained-model-path",)
+    )
+    tokenizer: str | None = input_flag(None, "tokenizer, default: the training's")
+    dev: str = input_flag("", "dev set of the data that it was trained on; it chooses α", required=True)
+    shifted: list[str] = input_flag([], "test sets from elsewhere, looked at only", nargs="+")
     points: int = flag(11, "number of values of α from 0 to 1", type=number(int, 2, 101), metavar="N")
     batch_size: int | None = flag(None, "sentences per batch, default: the training's", type=positive, metavar="N")
     save_dir: str = flag("runs/wise_ft", "folder for the table, the figure and the chosen models", metavar="DIR")

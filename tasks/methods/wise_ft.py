@@ -18,14 +18,14 @@ import torch
 from tqdm import tqdm
 
 from classifier import LlamaEmbeddingClassifier
-from engine.io.checkpoint import CheckpointError, read_checkpoint
+from engine.io.checkpoint import CheckpointError
 from engine.io.files import write_json
 from engine.train.averaging import State, weighted_mean
 from llama import from_checkpoint
 from tasks.methods.figures import interpolation
 from tasks.methods.flags import WiseFtSettings
 from tasks.pretrained import choose_path, fitting_tokenizer
-from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier, save_classifier
+from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier, read_base, save_classifier
 from tasks.sentiment.data import Examples, tokenise
 from tasks.sentiment.data_sets import read_data_set
 from tasks.sentiment.predict import Predictor
@@ -74,12 +74,10 @@ def read_ends(path: Path, base: Path, settings: WiseFtSettings) -> Ends:
     if not info.question:
         raise CheckpointError(f"{path} has a head without label words: train it with --head label_words")
     tuned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    checkpoint = read_checkpoint(base, model.llama.config.norm_type)
     named = settings.tokenizer or info.tokenizer
     tokenizer = fitting_tokenizer(base, model.llama.config.vocab_size, info.vocabulary, named)
-    checkpoint.config = model.llama.config
     try:
-        model.llama = from_checkpoint(checkpoint)
+        model.llama = from_checkpoint(read_base(base, model.llama.config))
     except (ValueError, RuntimeError):
         raise CheckpointError(f"{path} was not trained from {base}: name its language model with "
                               "--pretrained-model-path") from None  # fmt: skip

@@ -20,6 +20,7 @@ from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
 from engine.io.checkpoint import (
     CLASSIFIER_FORMAT,
+    Checkpoint,
     CheckpointError,
     check_finite,
     check_tensors,
@@ -175,17 +176,21 @@ def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike
     if _digest(base_path) != content["base_digest"]:
         raise CheckpointError(f"{path} was trained on another base model than {base_path}: name that one with "
                               "--pretrained-model-path, or use merged.pt")  # fmt: skip
-    config = LlamaConfig.from_dict(content["config"])
-    said = {"norm": config.norm_type, "n_heads": config.n_heads, "rope_theta": config.rope_theta}
-    checkpoint = read_checkpoint(base_path, **said)
-    if is_padding(checkpoint.config.vocab_size, config.vocab_size):
-        checkpoint.cut_vocabulary(config.vocab_size)
-    checkpoint.config = config
+    checkpoint = read_base(base_path, LlamaConfig.from_dict(content["config"]))
     model = _new_classifier(content, from_checkpoint(checkpoint))
     apply_lora(model.llama, content["rank"], content["alpha"], content["targets"])
     _load_adapter_state(path, content, model)
     merge_lora_weights(model)
     return model.eval()
+
+
+def read_base(path: str | os.PathLike, config: LlamaConfig) -> Checkpoint:
+    """The language model that a classifier of this configuration was trained from, read as it was for the training."""
+    checkpoint = read_checkpoint(path, config.norm_type, n_heads=config.n_heads, rope_theta=config.rope_theta)
+    if is_padding(checkpoint.config.vocab_size, config.vocab_size):
+        checkpoint.cut_vocabulary(config.vocab_size)
+    checkpoint.config = config
+    return checkpoint
 
 
 def _description(model: LlamaEmbeddingClassifier) -> dict[str, Any]:

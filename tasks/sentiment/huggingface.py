@@ -21,8 +21,8 @@ from torch import Tensor
 
 from classifier import LlamaEmbeddingClassifier
 from engine.io.checkpoint import Checkpoint, CheckpointError, load_plain, read_checkpoint
-from engine.io.files import write_json
-from engine.io.huggingface import HEAD, header_notes, read_folder, read_json, read_tensors, tokenizer_of, write_folder
+from engine.io.files import read_json_object, write_json
+from engine.io.huggingface import HEAD, header_notes, read_folder, read_tensors, tokenizer_of, write_folder
 from engine.io.huggingface_config import ARCHITECTURES, OWN_FIELDS, check_exportable
 from engine.io.peft_adapter import CONFIG as ADAPTER
 from engine.io.peft_adapter import WEIGHTS, Adapter, base_of, read_adapter, write_adapter
@@ -109,7 +109,7 @@ def read_classifier(
     if not (folder / ADAPTER).exists():
         if base is not None:
             raise CheckpointError(f"{folder} is a whole model: leave --pretrained-model-path out")
-        fields, tensors = read_json(folder / "config.json"), read_tensors(folder)
+        fields, tensors = read_json_object(folder / "config.json"), read_tensors(folder)
         return _classifier(folder, read_folder(folder), tensors, fields, folder / "model.safetensors")
     checkpoint = read_checkpoint(base_of(folder, base))
     adapter = read_adapter(folder, checkpoint.config)
@@ -117,7 +117,7 @@ def read_classifier(
     for name in ("weight", "bias"):
         if f"{NORM}.{name}" in adapter.others:
             checkpoint.state_dict[f"norm.{name}"] = adapter.others[f"{NORM}.{name}"]
-    fields = read_json(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
+    fields = read_json_object(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
     return _classifier(folder, checkpoint, adapter.others, fields, folder / WEIGHTS)
 
 

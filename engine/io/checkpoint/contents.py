@@ -157,3 +157,21 @@ def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_embeddings:
         shapes["output.weight"] = (config.vocab_size, dim)
     return shapes
+
+
+def translated_names(
+    config: LlamaConfig, outer: Mapping[str, str], layers: str, inner: Mapping[str, str]
+) -> dict[str, str]:
+    """Another program's name of every parameter, by our name.
+
+    `outer` and `inner` translate the names outside and inside a layer; `layers` stands for our `layers`.
+    """
+    names = {}
+    for name in parameter_shapes(config):
+        stem, _, ending = name.rpartition(".")
+        if stem in outer:
+            names[name] = f"{outer[stem]}.{ending}"
+        else:
+            _, layer, part = stem.split(".", 2)
+            names[name] = f"{layers}.{layer}.{inner[part]}.{ending}"
+    return names

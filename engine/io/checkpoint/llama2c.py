@@ -78,7 +78,7 @@ def _config(numbers: list[int], tied: bool) -> LlamaConfig:
 
 
 def _size(version: int, config: LlamaConfig, group: int) -> int:
-    """Bytes of a file, computed without listing its layers, of which a damaged header may name millions."""
+    """The size of a file in bytes, by a formula: a damaged header may name millions of layers."""
     matrices = config.dim * (2 * config.dim + 2 * config.n_kv_heads * config.head_dim + 3 * config.ffn_dim)
     embeddings = config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
     norms, weights = config.dim * (2 * config.n_layers + 1), config.n_layers * matrices + embeddings
