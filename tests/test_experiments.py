@@ -79,7 +79,7 @@ def test_a_list_runs_once_and_looks_at_the_final_sets_on_request(written, tmp_pa
     model = f', pretrained-model-path = "{tmp_path}/tiny.pt" }}'
     written.write_text(LIST.replace("epochs = 1 }", "epochs = 1" + model), encoding="utf-8")
     words = ["--list", str(written), "--data", str(ROOT / "data"), "--seeds", "5", "--threads", "1"]
-    words += ["--save_dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    words += ["--save_dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--jobs", "2"]
     assert experiments.main(words) == 0
     results = experiments.read_results(tmp_path / "out" / "results.jsonl")
     assert {record["method"] for record in results.values()} == {"zero-shot", "plain"}
@@ -91,7 +91,7 @@ def test_a_list_runs_once_and_looks_at_the_final_sets_on_request(written, tmp_pa
         assert record["final"]["again"] == pytest.approx(record["dev_acc"])
         assert set(record["final"]) == {"test", "again"}
     first = (tmp_path / "out" / "results.jsonl").read_text("utf-8")[:size].splitlines()
-    assert [json.loads(line)["key"] for line in first] == list(results)
+    assert {json.loads(line)["key"] for line in first} == set(results)
     page = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "| zero-shot | 1 |" in page and "again accuracy" in page
 
@@ -101,6 +101,22 @@ def test_a_failing_run_is_named(written, tmp_path, capsys, monkeypatch):
     words = ["--list", str(written), "--data", str(ROOT / "data"), "--save_dir", str(tmp_path / "runs")]
     assert experiments.main([*words, "--out", str(tmp_path / "out")]) == 1
     assert "reviews-zero_shot-" in capsys.readouterr().err.split("methods: ")[1]
+
+
+def test_a_failing_run_does_not_stop_the_others(written, tmp_path, capsys, monkeypatch):
+    def run_job(job, folder, machine):
+        if job.seed == 2:
+            raise ChildProcessError(f"{job.key} failed")
+        return {"dev_acc": 0.5}
+
+    monkeypatch.setattr(experiments, "run_job", run_job)
+    words = ["--list", str(written), "--data", str(ROOT / "data"), "--save_dir", str(tmp_path / "runs")]
+    assert experiments.main([*words, "--out", str(tmp_path / "out"), "--jobs", "3"]) == 1
+    assert "-2 failed" in capsys.readouterr().err
+    results = experiments.read_results(tmp_path / "out" / "results.jsonl").values()
+    assert sorted((record["method"], record["seed"]) for record in results) == [
+        ("plain", 1), ("plain", 3), ("zero-shot", 1),
+    ]  # fmt: skip
 
 
 def test_the_lists_that_ship_can_be_read():

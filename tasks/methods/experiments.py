@@ -4,17 +4,20 @@
     python -m tasks.methods.experiments --quick          (small runs on the files that ship)
     python -m tasks.methods.experiments --final          (looks at the test sets and the shifted sets of finished runs)
 
-Finished runs are skipped, and stopped ones resume. Dev figures choose; the test and shifted sets are read by --final.
+Finished runs are skipped, and stopped ones resume. `--jobs 8` runs eight at a time. A run that fails does not stop the
+others. Dev figures choose; the test and shifted sets are read by --final.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[""], help="only runs whose key contains TEXT", metavar="TEXT")
     parser.add_argument("--quick", action="store_true", help="the list in recipes/methods_quick.toml: minutes")
     parser.add_argument("--final", action="store_true", help="look at the test and shifted sets of finished runs")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at the same time", metavar="N")
     parser.add_argument("--threads", type=positive, help="threads of each run", metavar="N")
     parser.add_argument("--use_gpu", action="store_true", help="run on the first CUDA device")
     parser.add_argument("--save_dir", type=Path, default=Path("runs/methods"), help="folder of the runs", metavar="DIR")
@@ -185,25 +189,44 @@ def prepare(args: Any) -> cli.Work:
     jobs = [job for job in jobs if any(text in job.key for text in args.only)]
     if not jobs:
         raise ValueError("\n".join([f"{args.list} has no experiment to run", *missing]))
-    save_dir = args.save_dir.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    machine = [*(["--use_gpu"] if args.use_gpu else []), *(["--threads", str(args.threads)] if args.threads else [])]
+    threads = args.threads or (max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None)
+    machine = [*(["--use_gpu"] if args.use_gpu else []), *(["--threads", str(threads)] if threads else [])]
+    return lambda: run_all(jobs, missing, machine, args)
 
-    def work() -> None:
-        for line in missing:
-            print(line)
-        path = args.out / "results.jsonl"
-        log = run_log.RunLog(path)
-        for job in tqdm(jobs, desc="experiments", unit="run"):
-            done = read_results(path).get(job.key)
-            if done is None:
-                described = {"method": job.method.name, "baseline": job.method.baseline, "data": job.data}
-                log.write(key=job.key, **described, seed=job.seed, **run_job(job, save_dir, machine))
-            if args.final and "final" not in (done or {}):
-                log.write(key=job.key, final=look_at(job, save_dir, machine))
-        write_comparison(read_results(path), [job.key for job in jobs], args.out)
 
-    return work
+def run_all(jobs: Sequence[Job], missing: Sequence[str], machine: Sequence[str], args: Any) -> None:
+    """Runs what is not finished, `args.jobs` at a time, and writes the comparison.
+
+    Raises ChildProcessError, with a line for each run that failed, when the others have ended.
+    """
+    for line in missing:
+        print(line)
+    path = args.out / "results.jsonl"
+    log, done, failures = run_log.RunLog(path), read_results(path), []
+    open_jobs = [job for job in jobs if job.key not in done or (args.final and "final" not in done[job.key])]
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(open_jobs), desc="experiments", unit="run")
+    with bar, ThreadPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(complete, job, done.get(job.key), log, machine, args) for job in open_jobs]
+        for run in as_completed(runs):
+            try:
+                run.result()
+            except (OSError, ValueError) as error:
+                failures.append(str(error))
+            bar.update()
+    write_comparison(read_results(path), [job.key for job in jobs], args.out)
+    if failures:
+        raise ChildProcessError("\n".join(failures))
+
+
+def complete(job: Job, record: dict[str, Any] | None, log: run_log.RunLog, machine: Sequence[str], args: Any) -> None:
+    """Runs a job that has no record, looks at the test and shifted sets if --final asks for it, and logs both."""
+    folder = args.save_dir.resolve()
+    if record is None:
+        record = {"method": job.method.name, "baseline": job.method.baseline, "data": job.data, "seed": job.seed}
+        log.write(key=job.key, **record, **run_job(job, folder, machine))
+    if args.final and "final" not in record:
+        log.write(key=job.key, final=look_at(job, folder, machine))
 
 
 if __name__ == "__main__":
