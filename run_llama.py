@@ -25,12 +25,20 @@ OPTIONS = {
         "tasks.generate.flags:GenerateSettings", "tasks.generate.task:prepare",
     ),
     "prompt": Option(
-        "classify sentences zero-shot, with the language model's own words",
+        "classify sentences zero-shot, with the language model's own words; with --task qa, answer prompts",
         "tasks.sentiment.flags:PromptSettings", "tasks.sentiment.prompt:prepare",
+        by_task={"qa": Option(
+            "answer prompts with a model as it is, and score the answers",
+            "tasks.qa.flags:AnswerSettings", "tasks.qa.task:prepare_answers",
+        )},
     ),
     "finetune": Option(
-        "train the model and a classification head", together=True,
+        "train the model and a classification head; with --task qa, train it to answer prompts", together=True,
         settings="tasks.sentiment.flags:FinetuneSettings", door="tasks.sentiment.training:prepare",
+        by_task={"qa": Option(
+            "train the model to answer prompts", together=True,
+            settings="tasks.qa.flags:TuneSettings", door="tasks.qa.task:prepare",
+        )},
     ),
     "lora": Option(
         "train low-rank factors and a classification head", together=True,
@@ -100,7 +108,7 @@ def seed_everything(seed: int = 11711) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the option that the flags choose; see `cli.carry_out` for the exit codes."""
     name, settings = cli.parse(PROGRAM, argv)
-    option = OPTIONS[name]
+    option = OPTIONS[name].of_task(getattr(settings, "task", None))
 
     def prepare() -> cli.Work:
         return option.prepare(settings)

@@ -17,8 +17,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from engine import start
@@ -33,12 +33,18 @@ class Option:
     """What a program can do: a summary, its settings as "module:class" and its door as "module:function".
 
     The door checks everything and returns the work. `together`: several processes can share it under torchrun.
+    `by_task`: a value of `--task` whose settings and door are others than the option's own.
     """
 
     summary: str
     settings: str
     door: str
     together: bool = False
+    by_task: Mapping[str, Option] = field(default_factory=dict)
+
+    def of_task(self, task: str | None) -> Option:
+        """The option as it is with this `--task`."""
+        return self.by_task.get(task or "", self)
 
     def settings_class(self) -> type:
         """Imports the settings, which takes no torch."""
@@ -144,14 +150,15 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> tuple[str, Any
     overview = overview_parser(program)
     words, recipe = _with_recipe(program, overview, words)
     option, words = _chosen(program, overview, words)
-    settings = program.options[option].settings_class()
-    parser = settings_parser(settings, program.command(option), program.options[option].summary)
+    chosen, task = _of_task(program, option, words)
+    settings = chosen.settings_class()
+    parser = settings_parser(settings, program.command(option) + task, chosen.summary)
     _add_selector(parser, program)
     _tolerate(parser, program, option, settings)
     names = {entry.name for entry in dataclasses.fields(settings)}
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        parser.error(_why_unknown(program, option, unknown[0]) + recipe)
+        parser.error(_why_unknown(program, option, task, unknown[0]) + recipe)
     given = _given(parser, words) & names
     required = [entry for entry in dataclasses.fields(settings) if entry.metadata.get("required")]
     if missing := [f"--{entry.name}" for entry in required if entry.name not in given]:
@@ -210,6 +217,15 @@ def _chosen(program: Program, overview: argparse.ArgumentParser, words: list[str
     return option or program.default or "", words
 
 
+def _of_task(program: Program, option: str, words: list[str]) -> tuple[Option, str]:
+    """The option as it is with the `--task` in the words, and what names that task if it makes a difference, or ""."""
+    chosen = program.options[option]
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--task", nargs="?")
+    task = finder.parse_known_args(words)[0].task
+    return chosen.of_task(task), f" --task {task}" if task in chosen.by_task else ""
+
+
 def _tolerate(parser: argparse.ArgumentParser, program: Program, option: str, settings: type) -> None:
     """Lets a lenient option accept the tolerated flags that it does not read."""
     if option not in program.lenient:
@@ -222,19 +238,26 @@ def _tolerate(parser: argparse.ArgumentParser, program: Program, option: str, se
                 add_flag(parser, entry, hidden=True)
 
 
-def _why_unknown(program: Program, option: str, word: str) -> str:
+def _why_unknown(program: Program, option: str, task: str, word: str) -> str:
     """Names the options that have a flag which this one lacks."""
     name = word.split("=")[0]
     owners = [
         other
-        for other, task in program.options.items()
-        for entry in dataclasses.fields(task.settings_class())
+        for other, candidate in _all_options(program)
+        for entry in dataclasses.fields(candidate.settings_class())
         if "help" in entry.metadata and name in (entry.metadata["names"] or (f"--{entry.name}",))
     ]
-    chosen = f"{program.selector} {option}" if program.selector else option
+    chosen = (f"{program.selector} {option}" if program.selector else option) + task
     if owners:
         return f"{name} is not a flag of {chosen}; these have it: {', '.join(owners)}"
-    return f"unrecognized argument {word}; see python {program.command(option)} --help"
+    return f"unrecognized argument {word}; see python {program.command(option)}{task} --help"
+
+
+def _all_options(program: Program) -> Iterator[tuple[str, Option]]:
+    """Every option by its name, and with `--task` those that a task changes."""
+    for name, option in program.options.items():
+        yield name, option
+        yield from ((f"{name} --task {task}", other) for task, other in option.by_task.items())
 
 
 def _given(parser: argparse.ArgumentParser, words: list[str]) -> frozenset[str]:

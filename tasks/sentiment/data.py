@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.io.files import check_readable, read_json, read_text
+from engine.train.batches import LengthBatches
 from tokenizer import AnyTokenizer
 from utils import pad
 
@@ -23,7 +24,6 @@ SEPARATOR = "|||"
 REVIEW_QUESTION = "Is this movie {names}? This movie is "  # the course's
 UNLABELLED = -1  # the placeholder that the course's README describes; its files contain 0
 PLACEHOLDER_COUNT = 20  # this many labels that are all equal must be placeholders
-LENGTH_NOISE = (1.5, 0.05)  # length jitter before sorting, so that batches differ between epochs
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
 
 
@@ -161,34 +161,12 @@ def content_free_ids(tokenizer: AnyTokenizer, suffix: str) -> list[list[int]]:
     return [tokenizer.encode(f"{text} {suffix}".lstrip(), bos=True, eos=False) for text in CONTENT_FREE]
 
 
-class SentenceBatches:
-    """Batches of `batch_size` examples of similar length, right-padded to the longest of the batch.
-
-    The order of an epoch depends only on (seed, epoch): examples are sorted by their length plus a little noise and
-    cut into batches, which are shuffled. Batches differ between epochs, and there is hardly any padding.
-    """
+class SentenceBatches(LengthBatches):
+    """Batches of `batch_size` examples of similar length, right-padded to the longest of the batch."""
 
     def __init__(self, examples: Examples, batch_size: int, pad_id: int, seed: int = 0):
-        self.examples, self.batch_size, self.pad_id, self.seed = examples, batch_size, pad_id, seed
-        self.lengths = np.asarray([len(ids) for ids in examples.ids])
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch, as example numbers."""
-        random = np.random.default_rng((self.seed, epoch))
-        stretched = self.lengths + random.uniform(0.0, LENGTH_NOISE[0] + LENGTH_NOISE[1] * self.lengths)
-        batches = self._batched(np.argsort(stretched, kind="stable"))
-        return [batches[index] for index in random.permutation(len(batches))]
-
-    def longest_first(self) -> list[np.ndarray]:
-        """Batches from the longest example to the shortest, so that a batch too large for memory fails first."""
-        return self._batched(np.argsort(-self.lengths, kind="stable"))
-
-    def in_file_order(self) -> list[np.ndarray]:
-        """Batches in the order of the file, for `--pooling last_column`, whose result depends on the batch."""
-        return self._batched(np.arange(len(self.lengths)))
-
-    def _batched(self, order: np.ndarray) -> list[np.ndarray]:
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        super().__init__([len(ids) for ids in examples.ids], batch_size, seed)
+        self.examples, self.pad_id = examples, pad_id
 
     def tensors(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Ids (rows, longest), padded with `pad_id`, and labels (rows,) of a batch."""

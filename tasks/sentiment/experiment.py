@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +19,15 @@ from torch import nn
 from engine.io.files import check_writable, write_json
 from engine.train import distributed
 from llama import Llama
-from tasks import provenance
+from tasks import provenance, run_folders
 from tasks.pretrained import load_model
+from tasks.run_folders import data_set_name
 from tasks.sentiment.data import Examples, SentenceBatches, prompt_suffix, read_label_names, tokenise
 from tasks.sentiment.data_sets import DATA_SETS, read_data_set, split_off, without
 from tasks.sentiment.flags import COURSE_BATCH_SIZES, FinetuneSettings, PromptSettings
 from tasks.sentiment.report import predict_labels, report_split, write_predictions
-from tasks.settings import default_of
 from tokenizer import AnyTokenizer
 from utils import DTYPES, autocast, set_up
-
-NOT_IN_FOLDER_NAME = frozenset(  # already in the name, data and outputs, or without influence on the results
-    "seed use_gpu threads train dev test label_names dev_out test_out save_dir seeds lr epochs save_every resume "
-    "compile tensorboard".split()
-)
 
 
 @dataclass
@@ -138,30 +132,10 @@ def _remove_causal_mask(llama: Llama) -> None:
         layer.attention.causal = False
 
 
-def data_set_name(path: str | Path) -> str:
-    """`data/sst-dev.txt` -> `sst`."""
-    return Path(path).stem.removesuffix("-train").removesuffix("-dev").removesuffix("-test")
-
-
 def variant_suffix(settings: PromptSettings | FinetuneSettings, data_set: str) -> str:
-    """What differs from the course's command, as the end of a folder name: `-batch_size=16-lora_rank=8`, or ""."""
-    parts = []
-    for entry in dataclasses.fields(settings):
-        value = getattr(settings, entry.name)
-        if "help" not in entry.metadata or entry.name in NOT_IN_FOLDER_NAME:
-            continue
-        usual = default_of(entry)
-        if entry.name == "batch_size":
-            usual = COURSE_BATCH_SIZES.get(data_set, {}).get(settings.option, usual)
-        if value != usual:
-            name = entry.name.replace("pretrained_model_path", "model")
-            parts.append(name if value is True else f"{name}={_short(value)}")
-    return "".join(f"-{part}" for part in parts)
-
-
-def _short(value: object) -> str:
-    """Numbers without trailing zeros; of a path only the file's name without its ending."""
-    return f"{value:g}" if isinstance(value, int | float) else Path(str(value)).stem
+    """What differs from the course's command, as the end of a folder name."""
+    batch_size = COURSE_BATCH_SIZES.get(data_set, {}).get(settings.option)
+    return run_folders.variant_suffix(settings, {} if batch_size is None else {"batch_size": batch_size})
 
 
 def write_results(

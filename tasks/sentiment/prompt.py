@@ -13,8 +13,9 @@ from pathlib import Path
 
 from classifier import LlamaZeroShotClassifier
 from tasks.provenance import hand_in_path
+from tasks.run_folders import data_set_name
 from tasks.sentiment.data import content_free_ids
-from tasks.sentiment.experiment import data_set_name, load_experiment, variant_suffix, write_results
+from tasks.sentiment.experiment import load_experiment, variant_suffix, write_results
 from tasks.sentiment.flags import PromptSettings
 
 

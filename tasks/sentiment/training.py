@@ -32,8 +32,9 @@ from engine.train.trainer import Trainer, TrainSettings
 from lora import TARGETS, adaptable_layers, apply_lora, check_rank, merge_lora_weights
 from optimizer import AdamW, decay_groups, layer_groups
 from tasks.recipe import recipe_text
+from tasks.run_folders import data_set_name
 from tasks.sentiment.checkpoint import ClassifierInfo, load_adapter, load_classifier, save_adapter, save_classifier
-from tasks.sentiment.experiment import Experiment, data_set_name, load_experiment, variant_suffix, write_results
+from tasks.sentiment.experiment import Experiment, load_experiment, variant_suffix, write_results
 from tasks.sentiment.flags import FinetuneSettings, LoraSettings
 from tasks.sentiment.report import accuracy_and_f1, seeds_summary
 from tasks.settings import shared_fields
@@ -59,7 +60,7 @@ class SentimentWorkload:
 
     def batches_per_epoch(self, epoch: int) -> int:
         """Number of batches in an epoch."""
-        return -(-len(self.training_batches.lengths) // self.training_batches.batch_size)
+        return self.training_batches.batches_per_epoch(epoch)
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The epoch's batches of sentences of similar length, in random order."""
