@@ -20,7 +20,7 @@ from llama import Llama
 from tasks import cli
 from tasks.addition.testing import answers, is_right, load_adder, parse_prompt
 from tasks.addition.workload import Problems, evaluate_loss, train_one_epoch
-from tasks.cli import Option, Program
+from tasks.options import Option, Program
 
 __all__ = [
     "PROGRAM", "check", "create_model", "evaluate_loss", "generate", "load_model", "main", "test_model",

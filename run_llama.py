@@ -17,7 +17,7 @@ import sys
 from typing import Any
 
 from tasks import cli
-from tasks.cli import Option, Program
+from tasks.options import Option, Program
 
 OPTIONS = {
     "generate": Option(
