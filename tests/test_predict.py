@@ -72,6 +72,17 @@ def test_labels_and_figures_are_those_of_the_training(request, capsys, run, name
         assert summary["confusion_matrix"] == confusion["matrix"] and summary["examples"] == 50
 
 
+def test_several_files_are_read_in_turn(finetuned, capsys):
+    files = [f"{DATA}/reviews-{split}.txt" for split in ("dev", "test")]
+    alone = [predict(capsys, finetuned / "best.pt", "--json", "--input", file) for file in files]
+    together = predict(capsys, finetuned / "best.pt", "--json", "--input", *files)
+    for file, lines in zip(files, alone, strict=True):
+        lines[-1] = json.dumps({"input": file} | json.loads(lines[-1]))
+    assert together == alone[0] + alone[1]
+    text = predict(capsys, finetuned / "best.pt", "--input", *files)
+    assert [text[at + 1].split()[0] for at, line in enumerate(text) if line in files] == ["acc", "acc"]
+
+
 def test_a_thousand_sentences_in_batches_give_the_same_as_each_alone(finetuned, tmp_path, capsys):
     reviews = [line.partition(" ||| ")[2] for line in (DATA / "reviews-train.txt").read_text("utf-8").splitlines()]
     sentences = [f"{reviews[n % 150]} {reviews[(7 * n) % 150] * (n % 3)}" for n in range(1000)]

@@ -126,24 +126,27 @@ def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
 
 
 def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
-    """Accuracy of a finished run's best model on the test set and every shifted set, by the set's name."""
-    work, accuracies = folder / job.key, {}
-    sets = {"test": job.flags["test"]} | job.final
-    checkpoint = next(iter([*work.glob("*/merged.pt"), *work.glob("*/best.pt")]), None)
-    for name, path in sets.items():
-        if not Path(path).exists():
-            continue
-        if checkpoint is None:  # zero-shot: the set takes the place of the dev set
-            words = ["--option", "prompt", *machine, "--save_dir", str(work / name)]
-            flags = job.flags | {"dev": path, "test": path}
-            flags |= {f"{split}_out": work / f"{name}-{split}-prompting-output.txt" for split in ("dev", "test")}
-            _output_of([*words, *(word for flag, value in flags.items() for word in words_of(flag, value))])
-            figures = read_json_object(next((work / name).glob("*/result.json")))
-            accuracies |= {name: figures["dev_acc"]} if "dev_acc" in figures else {}
-        else:
-            words = ["--option", "predict", "--checkpoint", str(checkpoint), "--input", path, "--json", *machine]
-            summary = json.loads(_output_of(words).strip().split("\n")[-1])
-            accuracies |= {name: summary["accuracy"]} if "accuracy" in summary else {}
+    """Accuracy of a finished run's best model on the test set and every shifted set, by the set's name.
+
+    The command has predicted the test set already; the shifted sets are read here.
+    """
+    work = folder / job.key
+    figures = read_json_object(next(work.glob("*/result.json")))
+    accuracies = {"test": figures["test_acc"]} if "test_acc" in figures else {}
+    sets = {name: path for name, path in job.final.items() if Path(path).exists()}
+    if not sets:
+        return accuracies
+    if job.method.option != "prompt":
+        checkpoint = next(iter([*work.glob("*/merged.pt"), *work.glob("*/best.pt")]))
+        words = ["--option", "predict", "--checkpoint", str(checkpoint), "--json", *machine, "--input", *sets.values()]
+        summaries = [json.loads(line) for line in _output_of(words).splitlines() if '"accuracy"' in line]
+        return accuracies | {name: entry["accuracy"] for name, entry in zip(sets, summaries, strict=True)}
+    for name, path in sets.items():  # zero-shot: the set takes the place of the dev set
+        words = ["--option", "prompt", *machine, "--save_dir", str(work / name)]
+        flags = job.flags | {"dev": path, "test": path}
+        flags |= {f"{split}_out": work / f"{name}-{split}-prompting-output.txt" for split in ("dev", "test")}
+        _output_of([*words, *(word for flag, value in flags.items() for word in words_of(flag, value))])
+        accuracies[name] = read_json_object(next((work / name).glob("*/result.json")))["dev_acc"]
     return accuracies
 
 

@@ -168,7 +168,9 @@ class PredictSettings(MachineSettings):
     checkpoint: str = input_flag(
         "", "best.pt or merged.pt of a finetune or lora run, or a Hugging Face folder", required=True
     )
-    input: str | None = input_flag(None, "one sentence per line, or `label ||| sentence` per line")
+    input: list[str] | None = input_flag(
+        None, "files with one sentence per line, or `label ||| sentence` per line", nargs="+"
+    )
     text: list[str] | None = flag(None, "sentences to classify", metavar="TEXT", nargs="+")
     json: bool = flag(False, "print one JSON object per sentence")
     batch_size: int | None = flag(None, "sentences per batch, default: the training's", type=positive, metavar="N")

@@ -58,36 +58,45 @@ def prepare(settings: PredictSettings) -> Callable[[], None]:
     tokenizer = fitting_tokenizer(
         settings.checkpoint, config.vocab_size, info.vocabulary, settings.tokenizer or info.tokenizer
     )
-    examples = read_input(settings, info)
-    tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len, info.question)
-    if examples.truncated:
-        print(f"{examples.truncated} of {len(examples)} sentences are cut to fit", file=sys.stderr)
+    sets = read_input(settings, info)
+    for examples in sets:
+        tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len, info.question)
+        if examples.truncated:
+            print(f"{examples.truncated} of {len(examples)} sentences are cut to fit", file=sys.stderr)
     dtype = DTYPES[settings.dtype or info.dtype]
     batch_size = settings.batch_size or info.batch_size
     predictor = Predictor(model.to(device), list(info.label_names), batch_size, dtype, device)
-    return lambda: predict(predictor, examples, settings.json)
+
+    def work() -> None:
+        for examples in sets:
+            predict(predictor, examples, settings.json, named=len(sets) > 1)
+
+    return work
 
 
-def read_input(settings: PredictSettings, info: ClassifierInfo) -> Examples:
-    """The sentences of `--text`, `--input` or standard input, with labels if the input has them."""
+def read_input(settings: PredictSettings, info: ClassifierInfo) -> list[Examples]:
+    """The sentences of `--text`, of each `--input` or of standard input, with labels if the input has them."""
     if settings.text is not None:
         if not all(text.strip() for text in settings.text):
             raise ValueError("--text: the sentence is empty")
         sentences = [" ".join(text.split()) for text in settings.text]
-        return Examples(Path("--text"), [UNLABELLED] * len(sentences), sentences)
-    num_labels = len(info.label_names)
-    if settings.input is not None and settings.input.endswith(TABLES):
-        return read_data_set(settings.input, info.task, info.label_names)
+        return [Examples(Path("--text"), [UNLABELLED] * len(sentences), sentences)]
     if settings.input is not None:
-        return parse_sentences(read_text(check_readable(settings.input)), Path(settings.input), num_labels)
+        return [_read_file(path, info) for path in settings.input]
     if sys.stdin.isatty():
         print("reading sentences from standard input, one per line", file=sys.stderr)
     text = decode_text(sys.stdin.buffer.read(), "standard input")
-    return parse_sentences(text, Path("standard input"), num_labels)
+    return [parse_sentences(text, Path("standard input"), len(info.label_names))]
 
 
-def predict(predictor: Predictor, examples: Examples, as_json: bool) -> None:
-    """Prints one line per sentence and, if the examples are labelled, the figures."""
+def _read_file(path: str, info: ClassifierInfo) -> Examples:
+    if path.endswith(TABLES):
+        return read_data_set(path, info.task, info.label_names)
+    return parse_sentences(read_text(check_readable(path)), Path(path), len(info.label_names))
+
+
+def predict(predictor: Predictor, examples: Examples, as_json: bool, named: bool = False) -> None:
+    """Prints one line per sentence and, if the examples are labelled, the figures, with the file's name if `named`."""
     predictions: list[int] = []
     for start in range(0, len(examples), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -99,7 +108,8 @@ def predict(predictor: Predictor, examples: Examples, as_json: bool) -> None:
             line = _json_line if as_json else _text_line
             print(line(predictor.label_names, label, probabilities[index].tolist(), chunk, index))
     if not examples.placeholder:
-        print("\n".join(_figures(predictor.label_names, examples.labels, predictions, as_json)))
+        name = str(examples.path) if named else None
+        print("\n".join(_figures(predictor.label_names, examples.labels, predictions, as_json, name)))
     elif set(examples.labels) != {UNLABELLED}:
         print(f"every label is {examples.labels[0]}, a placeholder: no accuracy is claimed", file=sys.stderr)
 
@@ -118,14 +128,18 @@ def _json_line(names: list[str], label: int, probabilities: list[float], chunk: 
     return json.dumps(entry, ensure_ascii=False)
 
 
-def _figures(names: list[str], labels: list[int], predictions: list[int], as_json: bool) -> list[str]:
-    """Accuracy, macro-F1 and confusion matrix, as one JSON object or as text."""
+def _figures(
+    names: list[str], labels: list[int], predictions: list[int], as_json: bool, file: str | None
+) -> list[str]:
+    """Accuracy, macro-F1 and confusion matrix, as one JSON object or as text; the file's name stands first."""
     figures = accuracy_and_f1(labels, predictions, len(names))
     matrix = confusion_counts(labels, predictions, len(names))
     if as_json:
-        summary = {"examples": len(labels), "accuracy": figures["acc"], "macro_f1": figures["macro_f1"]}
+        summary = {"input": file} if file else {}
+        summary |= {"examples": len(labels), "accuracy": figures["acc"], "macro_f1": figures["macro_f1"]}
         return [json.dumps(summary | {"label_names": names, "confusion_matrix": matrix}, ensure_ascii=False)]
     width = max(9, *map(len, names))
     header = " ".join(f"{cell:>{width}}" for cell in ("true\\pred", *names))
     rows = [" ".join(f"{cell:>{width}}" for cell in (name, *row)) for name, row in zip(names, matrix, strict=True)]
-    return [f"acc :: {figures['acc']:.3f}", f"macro-F1 :: {figures['macro_f1']:.3f}", header, *rows]
+    title = [file] if file else []
+    return [*title, f"acc :: {figures['acc']:.3f}", f"macro-F1 :: {figures['macro_f1']:.3f}", header, *rows]
