@@ -26,10 +26,11 @@ prompts_of = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=30), min
 @settings(max_examples=60)
 @given(
     model=st.sampled_from([PLAIN, FAST, ALIBI]), prompts=prompts_of, new=st.integers(0, 30), rows=st.integers(1, 4),
-    temperature=st.sampled_from([0.0, 1.0]), slide=st.sampled_from([1, 8, 64]), eos=st.sampled_from([None, 7, 20]),
+    temperature=st.sampled_from([0.0, 1.0]), penalty=st.sampled_from([None, 1.5]), slide=st.sampled_from([1, 8, 64]),
+    eos=st.sampled_from([None, 7, 20]),
 )  # fmt: skip
-def test_the_same_as_one_at_a_time(model, prompts, new, rows, temperature, slide, eos):
-    rule = Sampler(temperature, top_p=0.9)
+def test_the_same_as_one_at_a_time(model, prompts, new, rows, temperature, penalty, slide, eos):
+    rule = Sampler(temperature, top_p=0.9, repetition_penalty=penalty)
     slide = min(slide, 20)
     found = dict(refilled(model, prompts, new, rule, 3, eos, slide, rows, STEPS.get(model)))
     assert found == dict(one_by_one(model, prompts, new, rule, 3, eos, slide, use_cache=False))

@@ -15,6 +15,7 @@ from tests.oracles import random_llama, transformers_model
 SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}
 MODEL = random_llama(**SMALL).double()  # in float64 no rounding can turn one token into another
 RULES = {"greedy": Sampler(0.0), "sampled": Sampler(1.0, top_p=0.9), "cold": Sampler(0.7, top_k=5, min_p=0.05)}
+RULES["penalised"] = Sampler(0.0, repetition_penalty=1.5)
 
 prompts_of = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=12), min_size=1, max_size=4)
 
@@ -66,6 +67,18 @@ def test_greedy_equals_transformers_in_a_batch_padded_on_the_left():
         rows, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None
     )
     assert run(prompts, 12, RULES["greedy"]) == expected[:, 6:].tolist()
+
+
+def test_the_repetition_penalty_is_transformers_in_a_batch_and_counts_the_prompt_but_no_padding():
+    reference = transformers_model(MODEL)
+    prompts = [[5, 9, 2], [7], [3, 1, 4, 1, 5, 9]]
+    for prompt, found in zip(prompts, run(prompts, 12, RULES["penalised"]), strict=True):
+        expected = reference.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False,
+            pad_token_id=0, eos_token_id=None, repetition_penalty=1.5,
+        )  # fmt: skip
+        assert found == expected[0, len(prompt) :].tolist()
+    assert run(prompts, 12, RULES["penalised"]) != run(prompts, 12, RULES["greedy"])
 
 
 def test_the_course_generate_samples_by_top_p_and_by_epsilon():

@@ -12,7 +12,10 @@ import pytest
 
 import run_llama
 import utils
+from engine.decode.beam import beam
+from engine.decode.contrastive import contrastive
 from engine.decode.sampling import Sampler
+from llama import load_pretrained
 from tasks.generate import task as generate
 from tests.tiny import CONFIG, ROOT, TOKENIZER, write_tiny_checkpoint
 from tokenizer import load_tokenizer
@@ -111,11 +114,61 @@ def test_a_model_without_a_cache_gives_the_same_many(tmp_path, monkeypatch):
     [
         (["--quantize", "int8", "--dtype", "bfloat16"], "exclude each other"),
         (["--num_samples", "3", "--temperature", "0"], "at temperature 0 there is one continuation"),
+        (["--beams", "2", "--contrastive", "0.5"], "--contrastive and --beams exclude each other"),
+        (["--length_penalty", "0"], "--length_penalty belongs to --beams"),
+        (["--beams", "2", "--top_k", "3"], "--beams draws nothing and decodes one prompt at a time: leave out --top_k"),
+        (["--contrastive", "0.6", "--temperature", "1"], "leave out --temperature"),
+        (["--contrastive", "0.6", "--quantize", "int8"], "leave out --quantize"),
+        (["--repetition_penalty", "0.5"], "must be at least 1.0"),
     ],
 )
 def test_contradictions_are_refused(checkpoint, capsys, flags, said):
-    assert run_llama.main(["--pretrained-model-path", str(checkpoint), *flags]) == 2
-    assert said in capsys.readouterr().err
+    try:
+        code = run_llama.main(["--pretrained-model-path", str(checkpoint), *flags])
+    except SystemExit as ended:  # refused by the parser
+        code = ended.code
+    error = capsys.readouterr().err
+    assert code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "title"),
+    [
+        (["--contrastive", "0.6"], "Contrastive search: α = 0.6, 5 candidates"),
+        (["--contrastive", "1", "--top_k", "3"], "Contrastive search: α = 1, 3 candidates"),
+        (["--beams", "3", "--length_penalty", "0.5"], "Beam search: 3 beams, length penalty 0.5"),
+    ],
+)
+def test_a_search_replaces_sampling_for_one_prompt_and_for_many(checkpoint, tmp_path, capsys, flags, title):
+    prompts = ["Once upon a time", "The dog", "A long way from here, over the hills"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    base = ["--pretrained-model-path", str(checkpoint), "--max_new_tokens", "12", *flags]
+    target = ["--generated_sentence_low_temp_out", "out.txt"]
+    assert run_llama.main([*base, "--prompt_file", "prompts.txt", *target]) == 0
+    together = (tmp_path / "out.txt").read_text("utf-8").split(generate.BETWEEN)
+    assert f"{title}\n{together[0]}" in capsys.readouterr().out
+    model, tokenizer = load_pretrained(str(checkpoint)), load_tokenizer(TOKENIZER)
+    for prompt, text in zip(prompts, together, strict=True):
+        assert run_llama.main([*base, "--prompt", prompt]) == 0
+        assert f"{title}\n{text}\n" in capsys.readouterr().out
+        ids = tokenizer.encode(prompt, bos=True, eos=False)
+        if "--beams" in flags:
+            new = beam(model, ids, 3, 12, tokenizer.eos_id, 0.5)[0].tokens
+        else:
+            new = map(int, contrastive(model, [ids], 12, float(flags[1]), int((flags[3:] or ["5"])[0])))
+        assert text == tokenizer.decode([*ids, *new])
+    assert not list(tmp_path.glob("generated-*"))
+
+
+def test_the_repetition_penalty_reaches_the_loop(checkpoint, tmp_path):
+    texts = []
+    for penalty in ("1", "100"):
+        flags = ["--temperature", "0", "--prompt", "Once", "--repetition_penalty", penalty]
+        flags += ["--generated_sentence_low_temp_out", "out.txt"]
+        assert run_llama.main(["--pretrained-model-path", str(checkpoint), "--max_new_tokens", "40", *flags]) == 0
+        texts.append((tmp_path / "out.txt").read_text("utf-8"))
+    ids = load_tokenizer(TOKENIZER).encode(texts[1], bos=True, eos=False)
+    assert len(set(ids)) > 0.9 * len(ids) and texts[0] != texts[1]
 
 
 def test_bfloat16_is_what_the_flag_says(checkpoint, monkeypatch):

@@ -11,7 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode.sampling import Sampler, keep_epsilon, keep_min_p, keep_top_k, keep_top_p, keep_typical
+from engine.decode.sampling import (
+    Sampler,
+    keep_epsilon,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    penalise_repetition,
+)
 
 COUNTS = st.lists(st.integers(1, 6), min_size=1, max_size=12)  # few values: many ties
 
@@ -99,7 +107,7 @@ def test_the_generator_decides_the_draw():
     "wrong",
     [
         {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": 0},
-        {"min_p": -0.1}, {"epsilon": 2.0},
+        {"min_p": -0.1}, {"epsilon": 2.0}, {"repetition_penalty": 0.9}, {"repetition_penalty": float("nan")},
     ],
     ids=str,
 )  # fmt: skip
@@ -118,3 +126,14 @@ def test_typical_sampling_keeps_what_transformers_keeps(values, mass):
     if min(b - a for a, b in pairwise(distances)) < 1e-9:
         return  # a tie: the order is free
     assert kept(keep_typical(logits, mass)) == kept(TypicalLogitsWarper(mass)(None, logits))
+
+
+@given(st.lists(st.floats(-4.0, 4.0), min_size=9, max_size=9), st.lists(st.integers(0, 8), min_size=1), st.floats(1, 3))
+def test_the_repetition_penalty_is_transformers(values, ids, penalty):
+    from transformers import RepetitionPenaltyLogitsProcessor  # slow to import
+
+    logits, tokens = torch.tensor([values, values[::-1]]), torch.tensor([ids, ids[::-1]])
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits.clone())
+    assert torch.equal(penalise_repetition(logits, tokens, penalty), expected)
+    assert torch.equal(Sampler(0.0, repetition_penalty=penalty).penalised(logits, tokens), expected)
+    assert Sampler(0.0).penalised(logits, tokens) is logits

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.decode.fast_step import DecodeStep, plain_step
 from engine.decode.loop import stream, window_start
@@ -123,6 +124,12 @@ class _Batch:
     def _starts(self) -> list[int]:
         return [self.cache.length - row.cached for row in self.rows]
 
+    def _ids(self) -> Tensor:
+        """All tokens of each row (rows, longest), padded with the row's first."""
+        longest = max(len(row.ids) for row in self.rows)
+        padded = [row.ids + row.ids[:1] * (longest - len(row.ids)) for row in self.rows]
+        return torch.tensor(padded, device=self.model.device)
+
     @torch.inference_mode()
     def step(self, sampler: Sampler) -> None:
         """Adds a token to every row, drawn with the row's own generator, so that no row depends on another."""
@@ -131,6 +138,8 @@ class _Batch:
         columns = torch.arange(self.cache.length + 1, device=device)
         mask = columns >= torch.tensor(starts, device=device)[:, None] if any(starts) else None
         logits = self.decode(tokens, self.cache, mask)[:, -1]
+        if sampler.repetition_penalty is not None:
+            logits = sampler.penalised(logits, self._ids())
         chosen = sampler.choose(logits, [row.generator for row in self.rows]).tolist()
         for slot, (row, token) in enumerate(zip(self.rows, chosen, strict=True)):
             row.ids.append(token)

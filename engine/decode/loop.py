@@ -43,7 +43,7 @@ def stream(
     for column in range(end, end + max_new_tokens):
         previous, starts = starts, [start + window_start(column - start, limit, slide) for start in first]
         left = min(starts)
-        mask = _padding_mask(starts, left, column, model.device)
+        mask = padding_mask(starts, left, column, model.device)
         if cache is None:
             logits, _ = model(rows[:, left:column], padding_mask=mask)
         elif starts == previous:
@@ -51,7 +51,7 @@ def stream(
         else:
             cache.clear()
             logits, _ = model(rows[:, left:column], cache=cache, padding_mask=mask)
-        chosen = sampler.choose(logits[:, -1], generator)
+        chosen = sampler.choose(sampler.penalised(logits[:, -1], rows[:, :column]), generator)
         if eos_id is not None:
             chosen = torch.where(finished, eos_id, chosen)
             finished |= chosen == eos_id
@@ -84,18 +84,22 @@ def window_start(length: int, limit: int, slide: int) -> int:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], room: int, device: torch.device) -> tuple[Tensor, list[int], int]:
-    """Right-aligned prompts (batch, longest + room), the first column of each, and the longest's length."""
+    """Right-aligned prompts (batch, longest + room), the first column of each, and the longest's length.
+
+    The padding repeats a prompt's first token, so that a row holds no token that its prompt does not.
+    """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ValueError("a prompt is empty; generation without a prompt starts with the BOS token")
     longest = max(len(prompt) for prompt in prompts)
     rows = torch.zeros(len(prompts), longest + room, dtype=torch.long, device=device)
     first = [longest - len(prompt) for prompt in prompts]
     for row, (start, prompt) in enumerate(zip(first, prompts, strict=True)):
+        rows[row, :start] = prompt[0]
         rows[row, start:longest] = torch.as_tensor(prompt, device=device)
     return rows, first, longest
 
 
-def _padding_mask(starts: list[int], left: int, end: int, device: torch.device) -> Tensor | None:
+def padding_mask(starts: list[int], left: int, end: int, device: torch.device) -> Tensor | None:
     """True where a row's window has a token, (batch, end − left); None if there is no padding."""
     if all(start == left for start in starts):
         return None

@@ -54,6 +54,16 @@ def keep_typical(logits: Tensor, mass: float) -> Tensor:
     return _keep_first(logits, order, log_probs.exp().gather(-1, order), mass)
 
 
+def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Makes the tokens that ids (batch, n) holds less likely (Keskar et al. 2019, section 4.1): logits (batch, vocab).
+
+    Positive logits are divided by `penalty` and negative ones multiplied by it, as in transformers, since the paper's
+    division alone would make tokens of negative logits more likely.
+    """
+    seen = logits.gather(1, ids)
+    return logits.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
 def _keep_first(logits: Tensor, order: Tensor, probabilities: Tensor, mass: float) -> Tensor:
     """Keeps tokens in this order, of these probabilities, until their sum is at least `mass`; the first always."""
     refused = probabilities.cumsum(dim=-1) - probabilities >= mass
@@ -69,7 +79,8 @@ def _marked(logits: Tensor, indices: Tensor) -> Tensor:
 class Sampler:
     """A decoding rule: greedy at temperature 0, else sampling from the tempered, truncated distribution.
 
-    Truncations apply in the order top-k, top-p, min-p, epsilon, typical, after the temperature.
+    Truncations apply in the order top-k, top-p, min-p, epsilon, typical, after the temperature. The repetition penalty
+    needs the tokens so far: the loop applies it first, by `penalised`.
     Raises ValueError for a value outside its range.
     """
 
@@ -79,6 +90,7 @@ class Sampler:
     min_p: float | None = None
     epsilon: float | None = None
     typical: float | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0.0:
@@ -93,6 +105,14 @@ class Sampler:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], not {value}")
+        if self.repetition_penalty is not None and not self.repetition_penalty >= 1.0:
+            raise ValueError(f"repetition_penalty must be at least 1, not {self.repetition_penalty}")
+
+    def penalised(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """The logits (batch, vocab) after the repetition penalty, if any, for the tokens so far: ids (batch, n)."""
+        if self.repetition_penalty is None:
+            return logits
+        return penalise_repetition(logits, ids, self.repetition_penalty)
 
     def logits(self, logits: Tensor) -> Tensor:
         """The tempered and truncated logits to sample from."""

@@ -67,6 +67,11 @@ class KVCache:
             new[filled] = old[filled][:, rows]
             setattr(self, name, new)
 
+    def copy_last(self, rows: Tensor) -> None:
+        """Row i takes the last token of row rows[i], rows (batch,): contrastive search keeps one candidate."""
+        for cached in (self.keys, self.values):
+            cached[:, :, :, self.length - 1] = cached[:, rows, :, self.length - 1]
+
     def shift(self, by: int) -> None:
         """Moves all rows `by` columns to the right, or to the left if negative, dropping what falls out.
 

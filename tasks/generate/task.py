@@ -2,19 +2,22 @@
 
     python run_llama.py --option generate
     python run_llama.py --option generate --prompt "Once upon a time" --temperature 0.8 --max_new_tokens 200
+    python run_llama.py --option generate --prompt "Once upon a time" --contrastive 0.6
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine.decode.continuous_batching import one_by_one, refilled
+from engine.decode.beam import beam
+from engine.decode.continuous_batching import Finished, one_by_one, refilled
+from engine.decode.contrastive import CANDIDATES, contrastive
 from engine.decode.fast_step import DecodeStep, choose_step
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
@@ -25,6 +28,7 @@ from tasks.cli import Work
 from tasks.generate.flags import GenerateSettings
 from tasks.pretrained import load_model
 from tasks.provenance import hand_in_path
+from tasks.settings import shared_fields
 from tokenizer import AnyTokenizer
 from utils import fastest_threads, set_up
 
@@ -40,11 +44,21 @@ WINDOW, CONTEXT = 48, 8  # tokens after which the streamed window is shortened, 
 
 
 @dataclass(frozen=True)
+class Search:
+    """A search for one continuation of a prompt, which draws nothing."""
+
+    title: str
+    rows: int  # decoded in parallel
+    tokens: Callable[[Llama, list[int], int], Iterable[Tensor]]  # model, prompt, EOS -> new tokens (1,), EOS included
+
+
+@dataclass(frozen=True)
 class Continuation:
-    """A sampling rule, and the file for its text, if any."""
+    """A sampling rule, or the search that replaces it, and the file for its text, if any."""
 
     sampler: Sampler
     path: Path | None
+    search: Search | None = None
 
 
 class TextStream:
@@ -95,12 +109,12 @@ class Generation:
     def run(self, continuation: Continuation) -> None:
         """Generates, shows and writes a continuation of every prompt, or `--num_samples` of each if sampled."""
         sampler = continuation.sampler
-        print(f"Temperature is {sampler.temperature}")
+        print(continuation.search.title if continuation.search else f"Temperature is {sampler.temperature}")
         samples = self.settings.num_samples if sampler.temperature > 0.0 else 1
         prompts = [prompt for prompt in self.prompts for _ in range(samples)]
         started = time.perf_counter()
         one = len(prompts) == 1
-        rows = [self._show_one(prompts[0], sampler)] if one else self._show_many(prompts, continuation)
+        rows = [self._show_one(prompts[0], continuation)] if one else self._show_many(prompts, continuation)
         seconds = time.perf_counter() - started
         new = sum(len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True))
         print(f"{RULE}\n{new} tokens in {seconds:.2f} s: {new / seconds:.0f} tokens/s")
@@ -108,11 +122,14 @@ class Generation:
             write_text(continuation.path, BETWEEN.join(self.tokenizer.decode(row) for row in rows))
             print(f"Wrote generated sentence to {continuation.path}.")
 
-    def _show_one(self, prompt: list[int], sampler: Sampler) -> list[int]:
+    def _show_one(self, prompt: list[int], continuation: Continuation) -> list[int]:
         """Prints a prompt and each piece of its continuation as it arrives; returns all ids, without EOS."""
+        if continuation.search is not None:
+            tokens = continuation.search.tokens(self.model, prompt, self.tokenizer.eos_id)
+            return _show(tokens, self.tokenizer, prompt)
         settings, generator = self.settings, torch.Generator(self.model.device).manual_seed(self.settings.seed)
         tokens = stream(
-            self.model, [prompt], settings.max_new_tokens, sampler, generator, self.tokenizer.eos_id,
+            self.model, [prompt], settings.max_new_tokens, continuation.sampler, generator, self.tokenizer.eos_id,
             use_cache=self.model.config.use_cache, slide=settings.slide, step=self.step,
         )  # fmt: skip
         return _show(tokens, self.tokenizer, prompt)
@@ -124,7 +141,9 @@ class Generation:
         """
         settings, sampler = self.settings, continuation.sampler
         options = (self.model, prompts, settings.max_new_tokens, sampler, settings.seed, self.tokenizer.eos_id)
-        if self.model.config.use_cache:
+        if continuation.search is not None:
+            finished = self._searched(continuation.search, prompts)
+        elif self.model.config.use_cache:
             finished = refilled(*options, settings.slide, rows=settings.batch_size, step=self.step)
         else:
             finished = one_by_one(*options, settings.slide, use_cache=False)
@@ -146,6 +165,13 @@ class Generation:
             print(flush=True)
         return rows
 
+    def _searched(self, search: Search, prompts: list[list[int]]) -> Iterator[Finished]:
+        """The results of a search, one prompt after the other, as `one_by_one` gives them."""
+        eos = self.tokenizer.eos_id
+        for index, prompt in enumerate(prompts):
+            new = [int(token) for token in search.tokens(self.model, prompt, eos)]
+            yield index, [token for token in new if token != eos]
+
 
 def prepare(settings: GenerateSettings) -> Work:
     """Checks the settings and paths, loads the model; returns the work. Raises ValueError or OSError."""
@@ -157,7 +183,9 @@ def prepare(settings: GenerateSettings) -> Work:
     step = choose_step(model, dtype)
     print(f"load model from {path}")
     if settings.threads is None and device.type == "cpu":
-        choose_threads(model, step, min(settings.batch_size, len(texts) * settings.num_samples))
+        rows = min(settings.batch_size, len(texts) * settings.num_samples)
+        search = continuations[0].search
+        choose_threads(model, step, rows if search is None else search.rows)
     prompts = [tokenizer.encode(text, bos=True, eos=False) for text in texts]
     generation = Generation(settings, model, tokenizer, step, prompts)
 
@@ -180,6 +208,26 @@ def _prompts(settings: GenerateSettings) -> list[str]:
     if not lines:
         raise ValueError(f"{settings.prompt_file} holds no prompt; write one per line")
     return lines
+
+
+def _search(settings: GenerateSettings) -> Search | None:
+    """The search that replaces sampling, if any."""
+    new, slide = settings.max_new_tokens, settings.slide
+
+    def by_contrast(model: Llama, prompt: list[int], eos_id: int) -> Iterable[Tensor]:
+        return contrastive(model, [prompt], new, alpha, candidates, eos_id, slide)
+
+    def by_beams(model: Llama, prompt: list[int], eos_id: int) -> Iterable[Tensor]:
+        best = beam(model, prompt, width, new, eos_id, penalty, 1, model.config.use_cache, slide)[0]
+        return torch.tensor(best.tokens, dtype=torch.long).view(-1, 1)
+
+    if (alpha := settings.contrastive) is not None:
+        candidates = settings.top_k or CANDIDATES
+        return Search(f"Contrastive search: α = {alpha:g}, {candidates} candidates", candidates, by_contrast)
+    if (width := settings.beams) is not None:
+        penalty = settings.length_penalty
+        return Search(f"Beam search: {width} beams, length penalty {penalty:g}", width, by_beams)
+    return None
 
 
 def _dtype(settings: GenerateSettings) -> str:
@@ -205,22 +253,24 @@ def choose_threads(model: Llama, step: DecodeStep, rows: int) -> None:
 
 
 def _continuations(settings: GenerateSettings) -> list[Continuation]:
-    """Temperatures 0 and 1, or the given one.
+    """Temperatures 0 and 1, or the given one; contrastive and beam search are one continuation.
 
     By default only the course's own texts go to the output files, and experiments with its sentence to runs/.
     """
+    search = _search(settings)
     temperatures = [0.0, 1.0] if settings.temperature is None else [settings.temperature]
     if settings.num_samples > 1 and settings.temperature == 0.0:
         raise ValueError("--num_samples needs a temperature above 0: at temperature 0 there is one continuation")
     replaced = (settings.epsilon, settings.typical) != (None, None)
     top_p = None if replaced else settings.top_p
     course = settings.prompt is None and settings.prompt_file is None and settings.temperature is None
+    course = course and search is None
+    rules = shared_fields(settings, Sampler) | {"top_p": top_p}
     continuations = []
-    for temperature in temperatures:
+    for temperature in temperatures if search is None else [0.0]:
         name = f"generated_sentence_{'low' if temperature == 0.0 else 'high'}_temp_out"
         path = check_writable(hand_in_path(settings, name)) if course or name in settings.given else None
-        sampler = Sampler(temperature, top_p, settings.top_k, settings.min_p, settings.epsilon, settings.typical)
-        continuations.append(Continuation(sampler, path))
+        continuations.append(Continuation(Sampler(**rules | {"temperature": temperature}), path, search))
     return continuations
 
 
