@@ -17,6 +17,7 @@ from engine.train.regularisers import (
     forward_mixed,
     matrices_of,
     mixed_parameters,
+    proximal_divergence,
     r_drop,
     smoothness,
     symmetric_kl,
@@ -132,3 +133,35 @@ def test_two_kinds_of_decay_are_refused(capsys):
     with pytest.raises(SystemExit):
         run_llama.main([*words, *outs])
     assert "exclude each other" in capsys.readouterr().err
+
+
+def test_proximal_point_is_the_divergence_from_earlier_weights():
+    model, ids = Sum(), torch.tensor([[1, 2], [3, 4], [0, 6]])
+    anchor = {name: tensor + torch.randn_like(tensor) for name, tensor in matrices_of(model).items()}
+    model.insert = nn.Dropout(0.5)  # what the anchor's pass must leave out
+    model.forward = lambda ids: model.head(model.insert(model.embedding(ids).sum(dim=1))).log_softmax(dim=-1)
+    model.train()
+    log_probs = model(ids)
+    penalty = proximal_divergence(model, anchor, log_probs, ids)
+    expected = 0.0
+    for row, tokens in enumerate(ids.tolist()):
+        hidden = anchor["embedding.weight"][tokens].sum(dim=0)
+        exponents = [math.exp(value) for value in (anchor["head.weight"] @ hidden + model.head.bias).tolist()]
+        for label, exponent in enumerate(exponents):
+            q, p = exponent / sum(exponents), log_probs[row, label].exp().item()
+            expected += p * math.log(p / q) + q * math.log(q / p)  # l_s of Jiang et al. 2020, section 3.1
+    assert penalty.item() == pytest.approx(expected, rel=1e-9) and model.training
+    penalty.backward()
+    assert model.head.weight.grad.abs().sum() > 0
+    same = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    model.insert.p = 0.0
+    assert proximal_divergence(model, same, model(ids), ids).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_training_uses_the_proximal_point(tmp_path):
+    write_tiny_checkpoint(tmp_path / "tiny.pt")
+    still = ("--hidden_dropout_prob", "0")
+    plain, held = losses(tmp_path, *still), losses(tmp_path, *still, "--proximal", "100")
+    assert held[0] == plain[0] and held[1] > plain[1]  # at first the weights are the anchor
+    free = losses(tmp_path, *still, "--proximal", "100", "--proximal_momentum", "1e-6")
+    assert free == pytest.approx(plain, abs=1e-3) and free[2] != pytest.approx(held[2], abs=1e-2)

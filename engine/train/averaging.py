@@ -1,16 +1,19 @@
-"""Weighted means of models: WiSE-FT and model soups.
+"""Weighted means of models, WiSE-FT and model soups, and running averages of the weights of one training.
 
     python run_llama.py --option wise_ft --help
+    python run_llama.py --option finetune --help        (--ema, --average, --proximal)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
+Rate = Callable[[int], float]  # the weight of the newest model in a running average, by the number of steps so far
 
 
 @torch.no_grad()
@@ -38,3 +41,58 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> dict[str
 def _mean(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
     summed = torch.stack([tensor.double() * weight for tensor, weight in parts]).sum(dim=0)
     return summed.to(parts[0][0].dtype)
+
+
+def constant_rate(rate: float) -> Rate:
+    """θ̄ₜ = rate·θₜ + (1 − rate)·θ̄ₜ₋₁, which begins with the weights before the first step."""
+    return lambda step: rate
+
+
+def decay_rate(decay: float) -> Rate:
+    """θ̄ₜ = Σᵢ decayᵗ⁻ⁱ·θᵢ / Σᵢ decayᵗ⁻ⁱ over the steps i = 1 … t: bias-corrected, as Adam's moments (Kingma and Ba)."""
+    return lambda step: (1.0 - decay) / (1.0 - decay**step)
+
+
+def tail_rate(first: int) -> Rate:
+    """The uniform mean of the weights after each step later than `first`; until then the newest weights."""
+    return lambda step: 1.0 / max(1, step - first)
+
+
+class RunningAverage:
+    """θ̄ₜ = θ̄ₜ₋₁ + r(t)·(θₜ − θ̄ₜ₋₁) over a model's trained parameters, from θ̄₀ = θ₀; `rate` gives r(t).
+
+    `weights` holds θ̄ by the parameters' names, and `state` what a run must save and restore in place.
+    """
+
+    def __init__(self, model: nn.Module, rate: Rate):
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.rate, self.steps = rate, torch.zeros((), dtype=torch.int64)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The averaged weights and the number of steps."""
+        return self.weights | {"steps": self.steps}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the model's weights after a step."""
+        self.steps += 1
+        rate = self.rate(int(self.steps))
+        for name, parameter in self.parameters.items():
+            self.weights[name].lerp_(parameter, rate)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Puts the average into the model while the block runs."""
+        current = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._write(self.weights)
+        try:
+            yield
+        finally:
+            self._write(current)
+
+    @torch.no_grad()
+    def _write(self, state: State) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])

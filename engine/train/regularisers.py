@@ -1,6 +1,6 @@
 """Regularisers of fine-tuning, each a small function of log-probabilities or parameters: mixout, R-Drop, SMART.
 
-    python run_llama.py --option finetune --help        (--mixout, --r_drop, --smart)
+    python run_llama.py --option finetune --help        (--mixout, --r_drop, --smart, --proximal)
 """
 
 from __future__ import annotations
@@ -56,6 +56,19 @@ def smoothness(embedding: nn.Module, shape: tuple[int, ...], log_probs: Tensor, 
     worst = (noise.detach() + step).clamp(-SMART_RADIUS, SMART_RADIUS)
     with shifted_output(embedding, worst):
         return symmetric_kl(forward(), log_probs)
+
+
+def proximal_divergence(model: nn.Module, anchor: Mapping[str, Tensor], log_probs: Tensor, inputs: Tensor) -> Tensor:
+    """SMART's Bregman proximal point: symmetric KL between f(x; θ) and f(x; θ̃), summed over the batch.
+
+    Jiang et al. 2020, section 3.2 and algorithm 1. `anchor` holds θ̃ of the trained parameters by name, an average of
+    earlier weights; f(x; θ̃) is computed without dropout or gradient. The model is left in training mode.
+    """
+    model.eval()
+    with torch.no_grad():
+        anchored = functional_call(model, dict(anchor), (inputs,))
+    model.train()
+    return symmetric_kl(log_probs, anchored)
 
 
 def mixed_parameters(model: nn.Module, pretrained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from engine.io.checkpoint import CheckpointError, load_plain
@@ -19,6 +20,7 @@ from engine.train import distributed
 STATE_FORMAT = "min-llama-training"
 STATE_TYPES = {
     "identity": dict, "progress": dict, "tally": dict, "random": list, "model": dict, "optimizer": dict, "scaler": dict,
+    "tensors": dict,
 }  # fmt: skip
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # by restoring a bad state
 
@@ -49,7 +51,7 @@ def read_state(path: Path, identity: dict[str, Any], best: str = "best.pt") -> d
         raise CheckpointError(f"{path} is not the state of a training run")
     if isinstance(state.get("random"), dict):  # the format of an earlier version
         state["random"] = [state["random"]]
-    state = {"tally": {}, "scaler": {}} | state  # absent in states of an earlier version
+    state = {"tally": {}, "scaler": {}, "tensors": {}} | state  # absent in states of an earlier version
     for name, kind in STATE_TYPES.items():
         if not isinstance(state.get(name), kind):
             raise damaged(path, f"its {name} is not a {kind.__name__}")
@@ -95,3 +97,14 @@ def check_moments(state: Any, parameters: Sequence[nn.Parameter]) -> None:
         for moment in (entry["exp_avg"], entry["exp_avg_sq"]):
             if not isinstance(moment, Tensor) or moment.shape != parameters[index].shape or not moment.isfinite().all():
                 raise ValueError(f"a moment of parameter {index} is not of its shape, or not finite")
+
+
+@torch.no_grad()
+def restore_tensors(targets: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copies saved tensors into those of the same names. Raises ValueError for other names, shapes or bad values."""
+    if set(targets) != set(saved):
+        raise ValueError(f"it has the tensors {sorted(saved)[:3]}, not {sorted(targets)[:3]}")
+    for name, target in targets.items():
+        if saved[name].shape != target.shape or not saved[name].isfinite().all():
+            raise ValueError(f"the tensor {name} has another shape, or is not finite")
+        target.copy_(saved[name])

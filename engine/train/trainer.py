@@ -26,7 +26,7 @@ from engine.io.checkpoint import save_plain
 from engine.train import distributed
 from engine.train.run_log import RunLog
 from engine.train.schedule import rate_factor
-from engine.train.state import DAMAGED, STATE_FORMAT, Progress, check_moments, damaged, read_state
+from engine.train.state import DAMAGED, STATE_FORMAT, Progress, check_moments, damaged, read_state, restore_tensors
 from utils import DTYPES, autocast
 
 NO_SCALING = GradScaler("cpu", enabled=False)
@@ -70,6 +70,7 @@ class Workload(Protocol):
         ...
 
     # Optional: `tally: dict[str, float]`, counters that `loss` updates. They are saved and restored with a run.
+    # Optional: `tensors: dict[str, Tensor]`, which are saved with a run and restored in place.
     # Optional: `best_name: str`, the name of the best checkpoint if it is not best.pt.
 
 
@@ -302,6 +303,8 @@ class Trainer:
         state |= {"tally": dict(getattr(self.workload, "tally", {})), "random": distributed.gather(random)}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scaler"] = self.scaler.state_dict()
+        if tensors := getattr(self.workload, "tensors", {}):
+            state["tensors"] = tensors
         if distributed.is_first():
             save_plain(state, self.state_path)
         self.saved = True
@@ -326,6 +329,7 @@ class Trainer:
         check_moments(state["optimizer"]["state"], trained)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        restore_tensors(getattr(self.workload, "tensors", {}), state["tensors"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         random = state["random"][distributed.rank()]

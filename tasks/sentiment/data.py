@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -42,10 +43,10 @@ class Examples:
         return len(self.labels)
 
     def chosen(self, indices: Sequence[int]) -> Examples:
-        """The examples at `indices`, not yet tokenised."""
-        weights = [self.weights[index] for index in indices] if self.weights else []
-        labels, sentences = ([column[index] for index in indices] for column in (self.labels, self.sentences))
-        return Examples(self.path, labels, sentences, weights=weights)
+        """The examples at `indices`, with their ids if they are tokenised."""
+        columns = (self.labels, self.sentences, self.ids, self.weights)
+        labels, sentences, ids, weights = ([column[index] for index in indices if column] for column in columns)
+        return Examples(self.path, labels, sentences, ids, weights=weights)
 
     def extended(self, extra: Examples, weight: float) -> Examples:
         """These examples and `extra` ones, whose weight in the training loss is `weight`; not yet tokenised."""
@@ -56,6 +57,25 @@ class Examples:
     def placeholder(self) -> bool:
         """True if the labels carry no information: all are UNLABELLED, or all of many are the same."""
         return set(self.labels) == {UNLABELLED} or (len(self) >= PLACEHOLDER_COUNT and len(set(self.labels)) == 1)
+
+
+def balanced(labels: Sequence[int], size: int, seed: int) -> list[int]:
+    """Indices, in ascending order, of `size` examples drawn by `seed` with as equal counts of all labels as can be.
+
+    Labels take turns in a random order; one that has run out leaves its turn to the others. The draw for a smaller
+    size with the same seed is part of the draw for a larger one.
+    """
+    random = Random(seed)
+    order, turns = list(range(len(labels))), sorted(set(labels))
+    random.shuffle(order)
+    random.shuffle(turns)
+    drawn = dict.fromkeys(turns, 0)
+    keyed = []
+    for index in order:
+        label = labels[index]
+        keyed.append((drawn[label], turns.index(label), index))
+        drawn[label] += 1
+    return sorted(index for *_, index in sorted(keyed)[:size])
 
 
 def read_label_names(path: str | Path) -> list[str]:

@@ -98,6 +98,10 @@ class FinetuneSettings(TrainingSettings, SentimentSettings):
     dev_share: float = flag(
         0.0, "take this share of --train as the dev set, and read no --dev", type=number(float, 0.0, 0.9), metavar="S"
     )
+    train_examples: int | None = flag(
+        None, "train on N sentences of --train, with equal counts of all labels, drawn by the seed", type=positive,
+        metavar="N",
+    )  # fmt: skip
     extra: str | None = flag(
         None, "further training lines; sentences of the dev and test sets are left out", metavar="FILE"
     )
@@ -127,6 +131,22 @@ class FinetuneSettings(TrainingSettings, SentimentSettings):
     smart: float = flag(
         0.0, "weight of the smoothness penalty on shifted embeddings (Jiang et al. 2020)", type=rate, metavar="W"
     )
+    proximal: float | None = flag(
+        None, "weight of the divergence from an average of earlier weights, SMART's proximal point (Jiang et al. 2020)",
+        type=number(float, 0.0, above=True), metavar="W",
+    )  # fmt: skip
+    proximal_momentum: float | None = flag(
+        None, "decay per step of the average of --proximal, default: 0.99", type=number(float, 0.0, 0.9999, above=True),
+        metavar="BETA",
+    )  # fmt: skip
+    ema: float | None = flag(
+        None, "measure and keep an exponential moving average of the weights, with this decay per step",
+        type=number(float, 0.0, 0.9999), metavar="BETA",
+    )  # fmt: skip
+    average: float | None = flag(
+        None, "measure and keep the mean of the weights over this last share of the steps",
+        type=number(float, 0.0, 1.0, above=True), metavar="SHARE",
+    )  # fmt: skip
     layer_decay: float = flag(
         1.0, "each layer's learning rate is this share of the next one's", type=number(float, 0.0, 1.0, above=True),
         metavar="SHARE",
@@ -137,8 +157,14 @@ class FinetuneSettings(TrainingSettings, SentimentSettings):
 
 
     def __post_init__(self) -> None:
-        """Raises ValueError for output names that graders would not recognise, and for two kinds of decay."""
+        """Raises ValueError for output names that graders would not recognise, or flags that do not go together."""
         super().__post_init__()
+        exclusive = (("train_examples", "extra"), ("ema", "average"))
+        for first, second in exclusive:
+            if getattr(self, first) is not None and getattr(self, second) is not None:
+                raise ValueError(f"--{first} and --{second} exclude each other: name one of them")
+        if self.proximal_momentum is not None and self.proximal is None:
+            raise ValueError("--proximal_momentum belongs to --proximal: name that too")
         if self.layer_decay < 1.0 and self.weight_decay:
             raise ValueError("--layer_decay and --weight_decay exclude each other: name one of them")
 

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from classifier import LlamaEmbeddingClassifier
 from engine.io.files import sha256_of, write_text
 from engine.io.locks import hold_folder
 from engine.train import distributed
-from engine.train.regularisers import forward_mixed, matrices_of, r_drop, smoothness
+from engine.train.regularisers import matrices_of
 from engine.train.run_log import RunLog
 from engine.train.state import Progress, read_state
 from engine.train.trainer import Trainer, TrainSettings
@@ -34,9 +32,11 @@ from optimizer import AdamW, decay_groups, layer_groups
 from tasks.recipe import recipe_text
 from tasks.run_folders import data_set_name
 from tasks.sentiment.checkpoint import ClassifierInfo, load_adapter, load_classifier, save_adapter, save_classifier
+from tasks.sentiment.data import Examples, balanced
 from tasks.sentiment.experiment import Experiment, load_experiment, variant_suffix, write_results
 from tasks.sentiment.flags import FinetuneSettings, LoraSettings
-from tasks.sentiment.report import accuracy_and_f1, seeds_summary
+from tasks.sentiment.report import seeds_summary
+from tasks.sentiment.workload import SentimentWorkload
 from tasks.settings import shared_fields
 from tokenizer import vocabulary_digest
 from utils import check_compiler, compile_methods
@@ -44,65 +44,9 @@ from utils import check_compiler, compile_methods
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
 IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len", "task", "dev_share", "extra_weight", "head")
 IDENTITY_FLAGS += ("mixout", "r_drop", "smart", "layer_decay")
+IDENTITY_FLAGS += ("train_examples", "proximal", "proximal_momentum", "ema", "average")
 LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
 STALE_FILES = ("last.pt", "best.pt", "merged.pt")  # of an earlier run in the same folder
-
-
-class SentimentWorkload:
-    """Sentence classification for the trainer. `save_best` writes the best model to a path."""
-
-    def __init__(self, experiment: Experiment, seed: int, save_best: Callable[[nn.Module, Path], None]):
-        self.experiment, self.training_batches = experiment, experiment.batches("train", seed)
-        self.save_best = save_best
-        self.pretrained: dict[str, Tensor] = {}  # the matrices that mixout mixes in, by their names in the classifier
-        names = ("loss", "correct", "examples", "weight")
-        self.tally = dict.fromkeys(names, 0.0)  # since the last evaluation, with dropout
-
-    def batches_per_epoch(self, epoch: int) -> int:
-        """Number of batches in an epoch."""
-        return self.training_batches.batches_per_epoch(epoch)
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The epoch's batches of sentences of similar length, in random order."""
-        return self.training_batches.epoch(epoch)
-
-    def count(self, batch: np.ndarray) -> float:
-        """Number of sentences in the batch; a weighted sentence counts with its weight."""
-        weights = self.training_batches.weights(batch)
-        return len(batch) if weights is None else weights.sum().item()
-
-    def loss(self, model: LlamaEmbeddingClassifier, batch: np.ndarray) -> Tensor:
-        """Summed negative log-likelihood of the batch's labels, each with its weight."""
-        ids, labels = (tensor.to(self.experiment.device) for tensor in self.training_batches.tensors(batch))
-        settings = self.experiment.settings
-        log_probs = forward_mixed(model, self.pretrained, settings.mixout, ids) if settings.mixout else model(ids)
-        weights = self.training_batches.weights(batch)
-        if weights is None:
-            loss = F.nll_loss(log_probs, labels, reduction="sum")
-        else:
-            loss = F.nll_loss(log_probs, labels, reduction="none") @ weights.to(log_probs)
-        if settings.r_drop:
-            loss = loss + settings.r_drop * r_drop(log_probs, lambda: model(ids))
-        if settings.smart:
-            shape = (*ids.shape, model.llama.config.dim)
-            penalty = smoothness(model.llama.tok_embeddings, shape, log_probs, lambda: model(ids))
-            loss = loss + settings.smart * penalty
-        self.tally["loss"] += loss.item()
-        self.tally["correct"] += (log_probs.argmax(dim=1) == labels).sum().item()
-        self.tally["examples"] += len(batch)
-        self.tally["weight"] += self.count(batch)
-        return loss
-
-    def evaluate(self, model: LlamaEmbeddingClassifier) -> dict[str, float]:
-        """Training loss and accuracy since the last call; accuracy (the score) and macro-F1 on the dev set."""
-        experiment, count = self.experiment, max(1.0, self.tally["examples"])
-        predictions = experiment.predict_split(model, "dev")
-        dev = accuracy_and_f1(experiment.splits["dev"].labels, predictions, len(experiment.label_names))
-        weight = self.tally["weight"] or 1.0
-        figures = {"train_loss": self.tally["loss"] / weight, "train_acc": self.tally["correct"] / count}
-        figures |= {"dev_acc": dev["acc"], "dev_macro_f1": dev["macro_f1"], "score": dev["acc"]}
-        self.tally.update(dict.fromkeys(self.tally, 0.0))
-        return figures
 
 
 def prepare(settings: FinetuneSettings) -> Callable[[], None]:
@@ -110,8 +54,12 @@ def prepare(settings: FinetuneSettings) -> Callable[[], None]:
     if settings.pooling == "last_column" and distributed.size() > 1:
         raise ValueError("--pooling last_column depends on the batch's padding: start it without torchrun")
     experiment = load_experiment(settings, ("train", "dev", "test"))
-    if len(set(experiment.splits["train"].labels)) == 1:
+    train = experiment.splits["train"]
+    if len(set(train.labels)) == 1:
         raise ValueError(f"every label of {settings.train} is the same: there is nothing to learn")
+    if (few := settings.train_examples) is not None and not len(experiment.label_names) <= few <= len(train):
+        least, most = len(experiment.label_names), len(train)
+        raise ValueError(f"--train_examples must be from {least}, one a label, to {most}, all of {settings.train}")
     if experiment.splits["dev"].placeholder:
         raise ValueError(f"every label of {settings.dev} is the same, a placeholder: it can select no model")
     experiment.tokenise_splits(experiment.llama.config.max_seq_len, _question(experiment))
@@ -163,10 +111,20 @@ def _plan_run(
     if not first:
         changes |= {name: str(folder / Path(getattr(settings, name)).name) for name in ("dev_out", "test_out")}
     own = dataclasses.replace(settings, **changes)
-    run = Run(dataclasses.replace(experiment, settings=own), own, folder, identity | {"seed": seed})
+    experiment = dataclasses.replace(experiment, settings=own, splits=_few_shot(experiment.splits, own))
+    run = Run(experiment, own, folder, identity | {"seed": seed})
     if settings.resume and (folder / "last.pt").exists():
         read_state(folder / "last.pt", run.identity)
     return run
+
+
+def _few_shot(splits: dict[str, Examples], settings: FinetuneSettings) -> dict[str, Examples]:
+    """The splits with only as many training sentences as `--train_examples` asks for, drawn by the seed."""
+    if settings.train_examples is None:
+        return splits
+    train = splits["train"]
+    print(f"seed {settings.seed}: train on {settings.train_examples} of {len(train)} sentences")
+    return splits | {"train": train.chosen(balanced(train.labels, settings.train_examples, settings.seed))}
 
 
 def run_folder(settings: FinetuneSettings, seed: int) -> Path:
@@ -212,6 +170,7 @@ def _train(run: Run) -> dict[str, float]:
         run.folder, device, RunLog(run.folder / "log.jsonl", settings.tensorboard), run.identity,
         lambda progress, figures: _epoch_line(settings.option, progress, figures),
     )  # fmt: skip
+    workload.track(model, trainer.optimizer, trainer.total_steps)
     if settings.resume and trainer.state_path.exists():
         trainer.resume()
     elif distributed.is_first():
