@@ -52,6 +52,10 @@ OPTIONS = {
         "interpolate a zero-shot and a fine-tuned classifier (WiSE-FT)",
         "tasks.methods.flags:WiseFtSettings", "tasks.methods.wise_ft:prepare",
     ),
+    "soup": Option(
+        "average several fine-tuned classifiers (model soups)",
+        "tasks.methods.flags:SoupSettings", "tasks.methods.soup:prepare",
+    ),
     "addition": Option(
         "answer --prompt 1234+5678= with the shipped adder, or test it",
         "tasks.addition.flags:AdditionSettings", "tasks.addition.evaluate:prepare",

@@ -73,8 +73,9 @@ def test_no_weight_is_refused():
         weighted_mean([{"w": torch.zeros(3)}], [0.0])
 
 
-def test_the_zero_shot_end_is_the_zero_shot_classifier(folder):
-    path = only(folder, "finetune-*/best.pt")
+@pytest.mark.parametrize("run", ["finetune-*/best.pt", "lora-*/merged.pt"])
+def test_the_ends_are_the_zero_shot_and_the_trained_classifier(folder, run):
+    path = only(folder, run)
     ends = read_ends(path, folder / "tiny.pt", WiseFtSettings(checkpoint=[str(path)], dev="x"))
     tuned, info = load_classifier(path)
     assert all(torch.equal(ends.at(1.0).state_dict()[name], tensor) for name, tensor in tuned.state_dict().items())

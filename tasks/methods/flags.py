@@ -1,6 +1,7 @@
 """The settings of the methods that combine trained models.
 
     python run_llama.py --option wise_ft --help
+    python run_llama.py --option soup --help
 """
 
 from __future__ import annotations
@@ -9,6 +10,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tasks.settings import DEFAULT_MODEL, MachineSettings, flag, input_flag, number, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupSettings(MachineSettings):
+    """classifiers to average and the sets that judge them"""
+
+    option: ClassVar[str] = "soup"
+
+    checkpoint: list[str] = flag(
+        [], "best.pt of finetune runs or merged.pt of lora runs, of the same model and labels", metavar="FILE",
+        nargs="+", required=True,
+    )  # fmt: skip
+    dev: str = input_flag("", "dev set of the data that they were trained on; it chooses", required=True)
+    shifted: list[str] = input_flag([], "further sets, looked at only", nargs="+")
+    batch_size: int | None = flag(None, "sentences per batch, default: the training's", type=positive, metavar="N")
+    save_dir: str = flag("runs/soup", "folder for the soups, uniform.pt and greedy.pt, and soup.json", metavar="DIR")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ sets are only measured.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,11 @@ from engine.train.averaging import State, weighted_mean
 from llama import from_checkpoint
 from tasks.methods.figures import interpolation
 from tasks.methods.flags import WiseFtSettings
+from tasks.methods.measure import accuracies, read_sets
 from tasks.pretrained import choose_path, fitting_tokenizer
 from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier, read_base, save_classifier
-from tasks.sentiment.data import Examples, tokenise
-from tasks.sentiment.data_sets import read_data_set
-from tasks.sentiment.predict import Predictor
-from tasks.sentiment.report import accuracy_and_f1
-from utils import DTYPES, set_up
+from tasks.sentiment.data import Examples
+from utils import set_up
 
 
 @dataclass
@@ -54,7 +53,9 @@ def prepare(settings: WiseFtSettings) -> Callable[[], None]:
     device = set_up(settings.seed, settings.use_gpu, settings.threads)
     base = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
     lines = [read_ends(Path(path), base, settings) for path in settings.checkpoint]
-    sets = read_sets(settings, lines[0])
+    first = lines[0]
+    info = dataclasses.replace(first.info, tokenizer=Path(settings.tokenizer or first.info.tokenizer))
+    sets = read_sets(settings.dev, settings.shifted, first.path, first.model, info)
     Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
     alphas = [step / (settings.points - 1) for step in range(settings.points)]
 
@@ -86,36 +87,14 @@ def read_ends(path: Path, base: Path, settings: WiseFtSettings) -> Ends:
     return Ends(path, model.eval(), info, zero_shot, tuned)
 
 
-def read_sets(settings: WiseFtSettings, ends: Ends) -> dict[str, Examples]:
-    """The dev set ("dev") and every shifted set, by the names of their files, tokenised as in training."""
-    info, config = ends.info, ends.model.llama.config
-    tokenizer = fitting_tokenizer(ends.path, config.vocab_size, info.vocabulary, settings.tokenizer or info.tokenizer)
-    sets = {"dev": read_data_set(settings.dev, info.task, info.label_names)}
-    for path in settings.shifted:
-        name = Path(path).stem
-        if name in sets:
-            raise ValueError(f"two sets are named {name}: rename one of the files")
-        sets[name] = read_data_set(path, info.task, info.label_names)
-    for examples in sets.values():
-        if examples.placeholder:
-            raise ValueError(f"{examples.path} has no labels to compare with")
-        tokenise(examples, tokenizer, config.max_seq_len, info.max_sentence_len, info.question)
-    return sets
-
-
 def measure_line(
     ends: Ends, sets: dict[str, Examples], alphas: Sequence[float], batch_size: int | None, device: torch.device
 ) -> dict[str, list[float]]:
     """The accuracy of θ(α) on every set, for each α, by the set's name."""
-    curve: dict[str, list[float]] = {name: [] for name in sets}
-    ends.model.to(device)
-    for alpha in tqdm(alphas, desc=ends.path.parent.name, unit="α"):
-        names, dtype = list(ends.info.label_names), DTYPES[ends.info.dtype]
-        predictor = Predictor(ends.at(alpha), names, batch_size or ends.info.batch_size, dtype, device)
-        for name, examples in sets.items():
-            predictions = predictor.probabilities(examples).argmax(axis=1)
-            curve[name].append(accuracy_and_f1(examples.labels, predictions, len(names))["acc"])
-    return curve
+    info = dataclasses.replace(ends.info, batch_size=batch_size or ends.info.batch_size)
+    bar = tqdm(alphas, desc=ends.path.parent.name, unit="α")
+    points = [accuracies(ends.at(alpha), info, sets, device) for alpha in bar]
+    return {name: [point[name] for point in points] for name in sets}
 
 
 def chosen_alpha(alphas: Sequence[float], dev: Sequence[float]) -> int:
