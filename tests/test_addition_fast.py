@@ -182,6 +182,21 @@ def test_problems_whose_carries_travel_are_drawn_more_often():
     assert torch.equal(order, workload.epoch(0).order.long())
 
 
+def test_the_share_of_long_carries_changes_over_the_run():
+    """From 0.8 to 0.2 over one and a half epochs: the share of problems with a column that sums to nine."""
+    fast, drawn = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(30_000, 5))
+    long = torch.zeros(len(drawn), dtype=torch.bool)
+    long[torch.cat(travelling(drawn)).long()] = True
+    shares = Shares(nines=0.8, nines_end=0.2)
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 2, 45_000, seed=0, shares=shares)
+    order = torch.cat([workload.epoch(epoch).order.long() for epoch in (0, 1)])
+    usual = long.float().mean().item()
+    for middle in (1500, 22_500, 43_500):
+        share = 0.8 - 0.6 * middle / 45_000
+        measured = long[order[middle - 1500 : middle + 1500]].float().mean().item()
+        assert measured == pytest.approx(share + (1 - share) * usual, abs=0.05)
+
+
 def test_muon_on_flat_parameters_is_the_engines_muon(monkeypatch):
     """Ten steps with random gradients, against `engine.train.muon.Muon` on the models' own tensors."""
     exact = partial(orthogonalise, dtype=torch.float64)  # the engine's default is bfloat16

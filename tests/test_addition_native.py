@@ -10,6 +10,7 @@ import torch
 from config import LlamaConfig
 from llama import Llama
 from tasks.addition.batched_model import SideBySide
+from tasks.addition.flat_muon import FlatMuon
 from tasks.addition.native_step import NativeStep, supported
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import smallest_margins
@@ -91,6 +92,25 @@ def test_right_answers_and_margins_are_those_of_torch(pair):
         assert torch.equal(right.float(), expected_right)
         assert torch.allclose(losses.float(), expected_losses, rtol=1e-4)
         torch.testing.assert_close(native.margins(model, a, b), smallest_margins(model, a, b), rtol=1e-3, atol=1e-4)
+
+
+def test_muon_in_cpp_is_muon_in_torch_in_float64(pair):
+    """Five steps with random gradients; the C++ step computes in float32."""
+    model, native = pair
+    fast, exact = copy.deepcopy(model), copy.deepcopy(model).double()
+    options = {"lr": 1e-2, "weight_decay": 0.1, "max_grad_norm": 1.0, "clip_each": True}
+    optimizers = [FlatMuon(each.parameters(), each.shapes, **options) for each in (fast, exact)]
+    optimizers[0].native = native
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for parameters, others in zip(fast.seeds, exact.seeds, strict=True):
+            parameters.grad = torch.randn(len(parameters), generator=generator)
+            others.grad = parameters.grad.double()
+        for optimizer in optimizers:
+            optimizer.step()
+    for start, parameters, others in zip(model.seeds, fast.seeds, exact.seeds, strict=True):
+        moved = (others - start).abs().max()
+        assert (parameters - others).abs().max() < 2e-4 * moved
 
 
 @pytest.mark.parametrize("shape", [{"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"dim": 128}])

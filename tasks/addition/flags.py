@@ -126,6 +126,10 @@ class ProblemSettings(Settings):
         0.0, "share of training examples with long carry chains (one to three columns that sum to 9)", type=share,
         metavar="SHARE",
     )  # fmt: skip
+    nines_end: float | None = flag(
+        None, "--nines changes linearly to this share by the end of the run; a seed search keeps --nines", type=share,
+        metavar="SHARE",
+    )  # fmt: skip
     zeros: float = flag(
         0.0, "share of easy training examples at first (each lower column has a zero); in a seed search: of its first "
         "round", type=share, metavar="SHARE",

@@ -255,3 +255,37 @@ extern "C" void adder_step(const R* w, const int64_t* a, const int64_t* b, const
       for (int l = 0; l < W; l++) grad[p] += g[p][l];
     }
 }
+// X <- a X + (b X X^T + c (X X^T)^2) X five times, X (ROWS, COLS) of norm 1 and no taller than wide
+template <int ROWS, int COLS> static void orthogonalise(R (*x)[COLS], const R* abc) {
+  R square = 0;
+  for (int i = 0; i < ROWS; i++) for (int j = 0; j < COLS; j++) square += x[i][j] * x[i][j];
+  R scale = 1 / (std::sqrt(square) * (R)1.01 + (R)1e-7);
+  for (int i = 0; i < ROWS; i++) for (int j = 0; j < COLS; j++) x[i][j] *= scale;
+  for (int step = 0; step < 5; step++) {
+    R gram[ROWS][ROWS], mixed[ROWS][ROWS], next[ROWS][COLS];
+    for (int i = 0; i < ROWS; i++) for (int j = 0; j < ROWS; j++) { R s = 0; for (int k = 0; k < COLS; k++) s += x[i][k] * x[j][k]; gram[i][j] = s; }
+    for (int i = 0; i < ROWS; i++) for (int j = 0; j < ROWS; j++) { R s = 0; for (int k = 0; k < ROWS; k++) s += gram[i][k] * gram[j][k]; mixed[i][j] = abc[1] * gram[i][j] + abc[2] * s; }
+    for (int i = 0; i < ROWS; i++) for (int j = 0; j < COLS; j++) { R s = abc[0] * x[i][j]; for (int k = 0; k < ROWS; k++) s += mixed[i][k] * x[k][j]; next[i][j] = s; }
+    memcpy(x, next, sizeof(next));
+  }
+}
+template <int ROWS, int COLS> static void muon(R* w, const R* before, const R* g, R* momentum, const R* abc, R beta, R rate) {
+  constexpr int SHORT = ROWS < COLS ? ROWS : COLS, LONG = ROWS < COLS ? COLS : ROWS;
+  R x[SHORT][LONG];
+  auto cell = [&](int i) -> R& { return ROWS <= COLS ? x[i / COLS][i % COLS] : x[i % COLS][i / COLS]; };
+  for (int i = 0; i < ROWS * COLS; i++) {
+    momentum[i] += (1 - beta) * (g[i] - momentum[i]);
+    cell(i) = g[i] + beta * (momentum[i] - g[i]);
+  }
+  orthogonalise<SHORT, LONG>(x, abc);
+  for (int i = 0; i < ROWS * COLS; i++) w[i] = before[i] - rate * std::sqrt((R)LONG) * cell(i);
+}
+// Muon's step from `before` for the matrices of the layers of one model, everything (P,); `abc` are the coefficients.
+extern "C" void adder_muon(R* w, const R* before, const R* g, R* momentum, const R* abc, R beta, R rate) {
+  for (int l = 0; l < L; l++) {
+#define MUON(ROWS, COLS, AT) muon<ROWS, COLS>(w + AT, before + AT, g + AT, momentum + AT, abc, beta, rate)
+    MUON(H * HD, D, O.q[l]); MUON(KV * HD, D, O.k[l]); MUON(KV * HD, D, O.v[l]); MUON(D, H * HD, O.o[l]);
+    MUON(F, D, O.w1[l]); MUON(D, F, O.w2[l]); MUON(F, D, O.w3[l]);
+#undef MUON
+  }
+}

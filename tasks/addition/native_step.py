@@ -23,6 +23,7 @@ from torch import Tensor
 
 from config import LlamaConfig
 from engine.io.checkpoint import parameter_shapes
+from engine.train.muon import COEFFICIENTS
 from tasks.addition.batched_model import POSITIONS, SideBySide
 
 SOURCE = Path(__file__).with_name("native_step.cpp")
@@ -79,6 +80,7 @@ class NativeStep:
         if built_for != size or len(tables[0]) != POSITIONS:
             raise RuntimeError("the C++ step was compiled for another number of parameters")
         self.size = size
+        self.coefficients = torch.tensor(COEFFICIENTS)
         self.threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(self.threads)  # the library releases the GIL
 
@@ -113,6 +115,13 @@ class NativeStep:
         margins = torch.empty(len(a))
         self.run(model.seeds[0], a, b, torch.ones(len(a)), margins=margins)
         return margins
+
+    def muon(
+        self, parameter: Tensor, before: Tensor, gradient: Tensor, momentum: Tensor, beta: float, rate: float
+    ) -> None:
+        """Moves the matrices of the layers of one model from `before` by Muon's step; updates `momentum`. All (P,)."""
+        tensors = map(_pointer, (parameter, before, gradient, momentum, self.coefficients))
+        self.library.adder_muon(*tensors, ctypes.c_float(beta), ctypes.c_float(rate))
 
 
 class _Losses(torch.autograd.Function):

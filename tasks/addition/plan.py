@@ -37,7 +37,7 @@ CHUNK, CHUNK_OF_SEEDS = 256, 384  # problems (over all seeds) whose activations 
 WORTH_COMPILING = 500_000  # examples (over all seeds) from which the minute of compilation pays
 RECORDED = (  # settings that training_config.json repeats after the course's fields
     "optimizer", "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
-    "stop_when_perfect", "init_std", "nines", "zeros", "zeros_until", "trial_seeds", "trial_examples",
+    "stop_when_perfect", "init_std", "nines", "nines_end", "zeros", "zeros_until", "trial_seeds", "trial_examples",
     "trial_lr", "trial_batch_size", "trial_rounds",
 )  # fmt: skip
 
@@ -61,7 +61,9 @@ class TrainingPlan:
     def begin(self) -> None:
         """Compiles the step, if that pays."""
         if self.compile_step:
-            self.workload.compile_step(self.trainer.model)
+            native, optimizer = self.workload.compile_step(self.trainer.model), self.trainer.optimizer
+            if isinstance(optimizer, FlatMuon):
+                optimizer.native = native
 
     def examples_after(self, progress: Progress) -> int:
         """Number of examples seen at this point of the run."""
@@ -98,7 +100,7 @@ def plan_run(
     examples = min(examples, settings.epochs * len(training))
     workload = AdditionWorkload(
         model, training, dev, chunk, settings.epochs, examples, settings.seed, settings.stop_when_perfect,
-        Shares(settings.nines, settings.zeros, settings.zeros_until),
+        Shares(settings.nines, settings.nines_end, settings.zeros, settings.zeros_until),
     )  # fmt: skip
     described = describe(settings, parameters, len(training), len(dev), examples, spent)
     trainer = build_trainer(model, workload, settings, device, identity_of(config, described, training, dev))

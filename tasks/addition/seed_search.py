@@ -73,8 +73,8 @@ def round_settings(settings: AdderTraining, index: int, seeds: int, examples: in
     return dataclasses.replace(
         settings, seeds=seeds, examples=examples, epochs=1, lr=settings.trial_lr or settings.lr,
         batch_size=settings.trial_batch_size or settings.batch_size, save_dir=str(Path(settings.save_dir) / folder),
-        no_data_files=True, stop_when_perfect=False, trial_seeds=0, trial_examples=None, trial_lr=None,
-        trial_batch_size=None, trial_rounds=[],
+        no_data_files=True, stop_when_perfect=False, nines_end=None, trial_seeds=0, trial_examples=None,
+        trial_lr=None, trial_batch_size=None, trial_rounds=[],
     )  # fmt: skip
 
 

@@ -93,10 +93,12 @@ class Batches(Sequence):
 class Shares:
     """Shares of training examples that are drawn from special problems: long carry chains, and easy ones at first.
 
-    The share `zeros` falls linearly to none over `zeros_until` of the run.
+    The share `nines` changes linearly to `nines_end` over the run (None: it stays). The share `zeros` falls linearly to
+    none over `zeros_until` of the run.
     """
 
     nines: float = 0.0
+    nines_end: float | None = None
     zeros: float = 0.0
     zeros_until: float = 0.5
 
@@ -126,15 +128,15 @@ class AdditionWorkload:
         self.surplus = max(0, epochs * len(training) - most_examples)
         self.stop_when_perfect, self.config = stop_when_perfect, model.config
         self.shares, self.examples = shares, min(most_examples, epochs * len(training))
-        self.travelling = travelling(training) if shares.nines else []
+        self.travelling = travelling(training) if shares.nines or shares.nines_end else []
         self.easy = easy_problems(training) if shares.zeros else torch.empty(0, dtype=torch.int32)
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of = summed_losses, measured
         self._drawn: tuple[int, Tensor] | None = None
         self.best_seed = 0
 
-    def compile_step(self, model: Model) -> None:
-        """Compiles the step for `model`, in C++ or with torch; if both fail, one line says so."""
+    def compile_step(self, model: Model) -> native_step.NativeStep | None:
+        """Compiles the step for `model`, in C++ (which is returned) or with torch; if both fail, one line says so."""
         if isinstance(model, SideBySide) and native_step.supported(self.config, self.device):
             try:
                 native = native_step.NativeStep(model)
@@ -142,8 +144,9 @@ class AdditionWorkload:
                 print(f"the C++ step cannot be used here, torch compiles its own ({error})")
             else:
                 self.losses_of, self.measured_of = native.losses, native.measured
-                return
+                return native
         self._compile_with_torch(model)
+        return None
 
     def _compile_with_torch(self, model: Model) -> None:
         sample = self.training.rows(torch.arange(0), self.chunk, self.device)
@@ -169,14 +172,17 @@ class AdditionWorkload:
         if self._drawn is None or self._drawn[0] != epoch:
             generator = torch.Generator().manual_seed((self.seed * 1000 + epoch) % 2**63)
             order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
-            self._drawn = epoch, self._with_zeros(self._with_nines(order, generator), epoch, generator)
+            self._drawn = epoch, self._with_zeros(self._with_nines(order, epoch, generator), epoch, generator)
         return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk)
 
-    def _with_nines(self, order: Tensor, generator: torch.Generator) -> Tensor:
-        """Replaces a share `nines` of the order with problems of `travelling`, its groups equally likely."""
+    def _with_nines(self, order: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """Replaces a share of the order with problems of `travelling`, its groups equally likely."""
         if not self.travelling:
             return order
-        replaced = torch.rand(len(order), generator=generator) < self.shares.nines
+        share = self.shares.nines
+        if self.shares.nines_end is not None:
+            share = share + (self.shares.nines_end - share) * self._progress(order, epoch)
+        replaced = torch.rand(len(order), generator=generator) < share
         group = torch.randint(len(self.travelling), (len(order),), generator=generator)
         for index, places in enumerate(self.travelling):
             mine = replaced & (group == index)
@@ -187,11 +193,14 @@ class AdditionWorkload:
         """Replaces a falling share of the order with easy problems."""
         if not len(self.easy) or not self.shares.zeros:
             return order
-        seen = (epoch * len(order) + torch.arange(len(order))) / self.examples
-        share = self.shares.zeros * (1 - seen / self.shares.zeros_until)
+        share = self.shares.zeros * (1 - self._progress(order, epoch) / self.shares.zeros_until)
         replaced = torch.rand(len(order), generator=generator) < share
         order[replaced] = self.easy[torch.randint(len(self.easy), (int(replaced.sum()),), generator=generator)]
         return order
+
+    def _progress(self, order: Tensor, epoch: int) -> Tensor:
+        """Share of the run that has been seen before each example of the epoch, (n,)."""
+        return (epoch * len(order) + torch.arange(len(order))) / self.examples
 
     def count(self, batch: Tensor) -> int:
         """Number of targets: the answers' digits and their ends."""
