@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import run_llama
+from engine.decode import cpu_step
 from engine.decode.cpu_step import CpuStep
 from engine.decode.fast_step import choose_step
 from engine.decode.loop import stream
-from engine.decode.packed_linear import PackedLinear, int8, saturates
+from engine.decode.packed_linear import PackedLinear, SplitDense, int8, saturates
 from engine.decode.sampling import Sampler
 from llama import load_pretrained
 from tests.oracles import random_llama
@@ -49,6 +50,19 @@ def test_the_same_tokens_as_the_plain_path(which, prompts, new, temperature):
 def test_the_same_logits_as_the_plain_path(which):
     for padded in (False, True):
         found = (step_logits(MODELS[which], padded), step_logits(FAST[which], padded, STEPS[which]))
+        torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", range(len(MODELS)), ids=lambda which: str(VARIANTS[which]))
+def test_a_model_larger_than_the_cache_gives_the_same_logits_from_split_products(which, monkeypatch):
+    monkeypatch.setattr(cpu_step, "LARGE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model = copy.deepcopy(MODELS[which])
+    step = choose_step(model)
+    assert isinstance(step, CpuStep)
+    assert isinstance(step.output, SplitDense)
+    for padded in (False, True):
+        found = (step_logits(MODELS[which], padded), step_logits(model, padded, step))
         torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decode import packed_linear
-from engine.decode.packed_linear import Dense, bfloat16, int8
+from engine.decode.packed_linear import Dense, SplitDense, bfloat16, int8
 
 
 def drawn(seed: int, rows: int, inner: int = 64, outer: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,15 +18,21 @@ def drawn(seed: int, rows: int, inner: int = 64, outer: int = 48) -> tuple[torch
     return torch.randn(rows, inner, generator=generator), weight
 
 
-@given(st.integers(1, 4), st.integers(0, 99))
-def test_dense_is_the_product(rows, seed):
-    x, weight = drawn(seed, rows)
+@pytest.mark.parametrize(("dense", "threads"), [(Dense, 1), (SplitDense, 1), (SplitDense, 2), (SplitDense, 3)])
+@settings(max_examples=30)
+@given(rows=st.integers(1, 4), seed=st.integers(0, 99), inner=st.sampled_from([64, 63, 1]))
+def test_dense_is_the_product(dense, threads, rows, seed, inner):
+    x, weight = drawn(seed, rows, inner)
+    wide = torch.cat([x, torch.full_like(x, torch.nan)], dim=1)[:, :inner]  # rows that are not adjacent in memory
     exact = (x.double() @ weight.double().T).float()
-    product, written, added = Dense(weight.T.contiguous()), torch.full((rows, 48), torch.nan), torch.ones(rows, 48)
-    product.write(written, x)
-    product.add(added, x)
-    for found in (product(x), written, added - 1):
-        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
+    product, written, added = dense(weight.T.contiguous()), torch.ones(rows, 48), torch.ones(rows, 48)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        product.write(written, x)
+        product.add(added, wide)
+        results = product(x), written, added - 1
+    for result in results:
+        torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-5)
 
 
 @given(st.integers(1, 4), st.integers(0, 99))

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import LlamaConfig
-from engine.decode.packed_linear import Dense, Packed, PackedLinear, bfloat16, int8
+from engine.decode.packed_linear import Dense, Packed, PackedLinear, SplitDense, bfloat16, int8
 from engine.model.kv_cache import KVCache
 
 PACKERS = {"bfloat16": bfloat16, "int8": int8}
 PRECISIONS = ("float32", *PACKERS)
+LARGE = 16_000_000  # parameters beyond which the weights (64 MB in float32) do not stay in the processor's cache
 
 
 def supports(config: LlamaConfig) -> bool:
@@ -119,6 +120,7 @@ class CpuStep:
             raise ValueError(f"no fused decode step in {dtype} for this configuration")
         self.config: LlamaConfig = model.config
         self.model, self.dtype, self.replace = model, dtype, replace
+        self.dense = SplitDense if sum(weight.numel() for weight in model.parameters()) > LARGE else Dense
         self.layers = [self._layer(layer) for layer in model.layers]
         self.output = self._product(model.output)
         if dtype == "float32" and model.config.tie_embeddings:
@@ -149,7 +151,7 @@ class CpuStep:
         if self.dtype in PACKERS:
             weights = [linear.weight.detach() for linear in linears]
             return PACKERS[self.dtype](torch.cat(weights) if len(weights) > 1 else weights[0])
-        return Dense(fused_weight(linears))
+        return self.dense(fused_weight(linears))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, cache: KVCache, padding_mask: Tensor | None = None) -> Tensor:

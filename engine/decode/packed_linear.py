@@ -7,6 +7,7 @@ Each maps x (rows, in) to (rows, out): `write` stores the product in a buffer, `
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -38,6 +39,34 @@ class Dense:
     def add(self, buffer: Tensor, x: Tensor) -> None:
         """buffer += x · weight."""
         buffer.addmm_(x, self.weight)
+
+
+class SplitDense(Dense):
+    """`Dense` with the sum over `in` split into one part per thread, for weights that do not fit into the cache.
+
+    A single row is bound by the memory. MKL's product of one row gains little from a second thread (20 of 37 GB/s on
+    two AMD cores); one product of a batch of parts lets every thread read a stretch of the weight (up to 35 GB/s).
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns (rows, out)."""
+        return self._partial_sums(x).sum(dim=0)
+
+    def write(self, buffer: Tensor, x: Tensor) -> None:
+        """buffer = x · weight."""
+        self.add(buffer.zero_(), x)
+
+    def add(self, buffer: Tensor, x: Tensor) -> None:
+        """buffer += x · weight."""
+        for part in self._partial_sums(x):  # two small additions are faster than `sum`
+            buffer.add_(part)
+
+    def _partial_sums(self, x: Tensor) -> Tensor:
+        """The products of x (rows, in) with each part of the weight: (parts, rows, out)."""
+        rows, size = x.shape
+        parts = math.gcd(torch.get_num_threads(), size)
+        split = x.view(rows, parts, -1).transpose(0, 1)  # (rows, in) -> (parts, rows, in / parts)
+        return torch.bmm(split, self.weight.view(parts, size // parts, -1))
 
 
 class Packed:
