@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tqdm import tqdm
 
 from config import LlamaConfig
+from engine.decode import cpu_step
 from engine.decode.continuous_batching import refilled
 from engine.decode.cpu_step import CpuStep
 from engine.decode.fast_step import choose_step
@@ -48,9 +51,16 @@ def large() -> Llama:
     return model.eval()
 
 
+def unsplit(model: Llama) -> CpuStep:
+    """The fused step as it is for a small model, without a split of its products among the threads."""
+    with mock.patch.object(cpu_step, "LARGE", math.inf):
+        return CpuStep(model)
+
+
 VARIANTS: dict[str, Callable[[Llama], Callable]] = {
     "plain model": lambda model: lambda tokens, cache: model(tokens, cache=cache)[0],
     BASE: CpuStep,
+    "unsplit products": unsplit,
     "bfloat16 weights": lambda model: CpuStep(model, "bfloat16"),
     "int8 weights": lambda model: CpuStep(model, "int8"),
 }

