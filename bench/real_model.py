@@ -150,6 +150,45 @@ def load_seconds(folder: Path) -> tuple[float, Llama]:
     return time.process_time() - started, model
 
 
+def decoding(model: Llama, from_file: Llama, other: Any, ids: list[list[int]], new: int, rounds: int) -> dict[str, Any]:
+    """Greedy texts of the folder's and the file's model against transformers', and the speeds of the folder's."""
+    expected = [their_tokens(other, row, new, 2) for row in ids]
+    results: dict[str, Any] = {"texts": len(ids)}
+    step = choose_step(model)
+    for name, each, its_step in (("", model, step), ("_gguf", from_file, choose_step(from_file))):
+        texts = [our_tokens(each, its_step, row, new, 2) for row in ids]
+        results[f"equal_texts{name}"] = sum(text == theirs for text, theirs in zip(texts, expected, strict=True))
+    count = sum(weight.numel() for weight in model.parameters())  # each is read once for a token
+    results["gigabytes_per_second_of_reading"] = round(read_speed(count), 1)
+    measured = speeds(model, step, other, ids[0], new, rounds)
+    for name in ("ours", "transformers"):
+        speed = statistics.median(each[name] for each in measured)
+        results[f"tokens_per_second_{name}"] = round(speed, 1)
+        results[f"gigabytes_per_second_{name}"] = round(speed * count * 4 / 1e9, 1)
+    results["ratio"] = round(statistics.median(each["ours"] / each["transformers"] for each in measured), 2)
+    return results
+
+
+def compare(gguf: Path, tokens: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """All measurements; `folder` takes transformers' versions of the file."""
+    results: dict[str, Any] = {}
+    exact = transformers_folder(gguf, folder / "float32")
+    tokenizer = load_tokenizer(exact / "tokenizer.json")
+    transformers_model(exact).bfloat16().save_pretrained(folder / "bfloat16")
+    other = transformers_model(exact)
+    for name in ("bfloat16", "float32"):
+        results[f"load_seconds_{name}"] = round(load_seconds(folder / name)[0], 3)
+    seconds, from_file = load_seconds(gguf)
+    results["load_seconds_gguf"] = round(seconds, 3)
+    model = ours(exact)
+    ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in PROMPTS]
+    results["logit_error_folder"] = logit_error(model, other, ids)
+    results["logit_error_gguf"] = logit_error(from_file, other, ids)
+    results |= reference_errors(model, other, exact_model(exact), ids)
+    results |= decoding(model, from_file, other, ids, tokens, rounds)
+    return results | {"sample": tokenizer.decode(ids[0] + our_tokens(model, choose_step(model), ids[0], 60, 2))}
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measures everything and prints it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,42 +200,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {"machine": platform.machine(), "threads": args.threads, "torch": torch.__version__}
-    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
-        exact = transformers_folder(args.gguf, Path(place) / "float32")
-        other, tokenizer = transformers_model(exact), load_tokenizer(exact / "tokenizer.json")
-        other.bfloat16().save_pretrained(Path(place) / "bfloat16")
-        other = transformers_model(exact)
-        for name in ("bfloat16", "float32"):
-            results[f"load_seconds_{name}"] = round(load_seconds(Path(place) / name)[0], 3)
-        print(results, flush=True)
-        model = ours(exact)
-        ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in PROMPTS]
-        results["logit_error_folder"] = logit_error(model, other, ids)
-        results |= reference_errors(model, other, exact_model(exact), ids)
-        seconds, from_file = load_seconds(args.gguf)
-        results["load_seconds_gguf"] = round(seconds, 3)
-        results["logit_error_gguf"] = logit_error(from_file, other, ids)
-        print(results, flush=True)
-        new = args.tokens
-        expected = [their_tokens(other, row, new, 2) for row in ids]
-        step = choose_step(from_file)
-        equal = [our_tokens(from_file, step, row, new, 2) == text for row, text in zip(ids, expected, strict=True)]
-        results["equal_texts_gguf"] = sum(equal)
-        del from_file
-        step = choose_step(model)
-        equal = [our_tokens(model, step, row, new, 2) == text for row, text in zip(ids, expected, strict=True)]
-        results["equal_texts"], results["texts"] = sum(equal), len(equal)
-        print(results, flush=True)
-        count = sum(weight.numel() for weight in model.parameters())  # each is read once for a token
-        results["gigabytes_per_second_of_reading"] = round(read_speed(count), 1)
-        rounds = speeds(model, step, other, ids[0], args.tokens, args.rounds)
-        for name in ("ours", "transformers"):
-            speed = statistics.median(r[name] for r in rounds)
-            results[f"tokens_per_second_{name}"] = round(speed, 1)
-            results[f"gigabytes_per_second_{name}"] = round(speed * count * 4 / 1e9, 1)
-        results["ratio"] = round(statistics.median(r["ours"] / r["transformers"] for r in rounds), 2)
-        text = tokenizer.decode(ids[0] + our_tokens(model, step, ids[0], 60, 2))
-    results["sample"] = text
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        results |= compare(args.gguf, args.tokens, args.rounds, Path(folder))
     for name, value in results.items():
         print(f"{name}: {value}")
     if args.out is not None:
