@@ -150,7 +150,7 @@ def prompt_suffix(label_names: Sequence[str], question: str = REVIEW_QUESTION) -
         listed = " or ".join(label_names)
     else:
         listed = ", ".join(label_names[:-1]) + f", or {label_names[-1]}"
-    return question.format(names=listed)
+    return question.replace("{names}", listed)
 
 
 def tokenise(

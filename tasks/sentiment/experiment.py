@@ -25,7 +25,7 @@ from tasks.run_folders import data_set_name
 from tasks.sentiment.data import Examples, SentenceBatches, prompt_suffix, read_label_names, tokenise
 from tasks.sentiment.data_sets import DATA_SETS, read_data_set, split_off, without
 from tasks.sentiment.flags import COURSE_BATCH_SIZES, FinetuneSettings, PromptSettings
-from tasks.sentiment.report import predict_labels, report_split, write_predictions
+from tasks.sentiment.report import predict_labels, report_split, scored_batches, write_predictions
 from tokenizer import AnyTokenizer
 from utils import DTYPES, autocast, set_up
 
@@ -51,6 +51,15 @@ class Experiment:
         in_file_order = self.settings.pooling == "last_column"
         with autocast(self.device, DTYPES[self.settings.dtype]):
             return predict_labels(model, self.batches(split), self.device, in_file_order)
+
+    def score_split(self, model: nn.Module, split: str) -> np.ndarray:
+        """The model's scores (examples, labels) of a split, in the order of its file."""
+        batches, in_file_order = self.batches(split), self.settings.pooling == "last_column"
+        scores = np.zeros((len(batches.examples), len(self.label_names)))
+        with autocast(self.device, DTYPES[self.settings.dtype]):
+            for batch, rows in scored_batches(model, batches, self.device, in_file_order):
+                scores[batch] = rows.double().cpu().numpy()
+        return scores
 
     def classifier_config(self) -> SimpleNamespace:
         """The fields that the course's constructors of classifiers read."""
@@ -139,14 +148,17 @@ def variant_suffix(settings: PromptSettings | FinetuneSettings, data_set: str) -
 
 
 def write_results(
-    experiment: Experiment, model: nn.Module, folder: Path, targets: Mapping[str, str | Path], suffix: str = ""
+    experiment: Experiment,
+    predictions: Mapping[str, np.ndarray],
+    folder: Path,
+    targets: Mapping[str, str | Path],
+    suffix: str = "",
 ) -> dict[str, float]:
-    """Predicts dev and test, writes predictions, confusion matrices and `result.json`, and prints the figures.
+    """Writes predictions of dev and test, confusion matrices and `result.json`, and prints the figures.
 
     Returns the figures by name. With several processes, only the first writes, and the others return {}.
     """
     figures: dict[str, float] = {}
-    predictions = {split: experiment.predict_split(model, split) for split in targets}
     if not distributed.is_first():
         return figures
     for split, predicted in predictions.items():

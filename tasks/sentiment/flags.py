@@ -86,7 +86,21 @@ class PromptSettings(SentimentSettings):
         "course", "sum a label's tokens at one position, or score them as a sequence", choices=("course", "sequence")
     )
     calibrate: bool = flag(False, "contextual calibration with content-free inputs (Zhao et al. 2021)")
+    pmi: bool = flag(
+        False, "divide by the labels' probabilities after the question alone: domain-conditional PMI (Holtzman et al. "
+        "2021)",
+    )  # fmt: skip
+    prompts: str | None = input_flag(
+        None, "questions instead of the task's, one per line, `question ||| word, word` for other words than the label "
+        "names; several are averaged",
+    )  # fmt: skip
     dtype: str = flag("float32", "compute precision", choices=("float32", "bfloat16", "float16"))
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for output names that graders would not recognise, and for two calibrations."""
+        super().__post_init__()
+        if self.calibrate and self.pmi:
+            raise ValueError("--calibrate and --pmi exclude each other: name one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

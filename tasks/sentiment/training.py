@@ -184,7 +184,8 @@ def _train(run: Run) -> dict[str, float]:
     trainer.fit()
     best = _restore_best(run, model)
     print(f"load model from {run.folder / 'best.pt'}")
-    return write_results(run.experiment, best, run.folder, run.targets)
+    predictions = {split: run.experiment.predict_split(best, split) for split in run.targets}
+    return write_results(run.experiment, predictions, run.folder, run.targets)
 
 
 def _other_epochs(run: Run) -> str:
