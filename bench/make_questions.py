@@ -20,7 +20,6 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 STORIES = {"train": (100, 0), "dev": (12, 8), "test": (12, 8)}  # of known plots, of plots that only this set has
 QUESTIONS = 3  # per story
 KNOWN_NAMES = 9  # of each list; the other names occur only in dev and test
-SLOT = re.compile(r"\{([a-z]+)\d?\}")
 
 WORDS = {
     "girl": "Lily Anna Mia Sara Emma Zoe Nina Ruby Ella Clara Ivy Rosa".split(),
@@ -289,16 +288,16 @@ def fill(plot: Plot, split: str, draw: random.Random) -> dict[str, str]:
     return words
 
 
-def with_articles(text: str) -> str:
-    """`a orange` -> `an orange`."""
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+def tidied(text: str) -> str:
+    """`a orange` -> `an orange`, `mouses` -> `mice`."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text).replace("mouses", "mice")
 
 
 def story_and_questions(plot: Plot, split: str, draw: random.Random) -> tuple[str, list[tuple[str, str]]]:
     """A story, and every question about it that its wording answers, with the answer as it stands there."""
     words = fill(plot, split, draw)
-    story = with_articles(" ".join(draw.choice(wordings) for wordings in plot.sentences).format(**words))
-    pairs = [tuple(with_articles(text.format(**words)) for text in pair) for pair in plot.questions.items()]
+    story = tidied(" ".join(draw.choice(wordings) for wordings in plot.sentences).format(**words))
+    pairs = [tuple(tidied(text.format(**words)) for text in pair) for pair in plot.questions.items()]
     bare = re.compile(r"^(the|an?|his|her|some|because) ")
     return story, [(question, answer) for question, answer in pairs if bare.sub("", answer) in story]
 
