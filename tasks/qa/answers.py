@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def answer_loss(model: Llama, batches: AnswerBatches) -> float:
     return float(loss / count)
 
 
-def on_targets(hidden_states, batches: AnswerBatches, batch: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def on_targets(
+    hidden_states: Callable[[Tensor], Tensor], batches: AnswerBatches, batch: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Hidden states (targets, dim) where the answers are predicted, and their tokens (targets,)."""
     tokens, targets = (tensor.to(device) for tensor in batches.tensors(batch))
     counts = targets != IGNORED
