@@ -53,12 +53,14 @@ class Job:
     data: str
     seed: int
     flags: dict[str, Any]  # of the method and the data set
+    files: dict[str, str]  # by flag, in the data folder
     final: dict[str, str]  # sets that only --final reads, by name
 
     @property
     def key(self) -> str:
-        """Names the run and, by a digest, its flags: another recipe is another run."""
-        digest = hashlib.sha256(json.dumps(self.flags, sort_keys=True).encode()).hexdigest()[:8]
+        """Names the run and, by a digest, its flags: another recipe is another run, wherever the data are."""
+        names = {flag: Path(path).name for flag, path in self.files.items()}
+        digest = hashlib.sha256(json.dumps(self.flags | names, sort_keys=True).encode()).hexdigest()[:8]
         name = "".join(letter if letter.isalnum() else "_" for letter in self.method.name)
         return f"{self.data}-{name}-{digest}-{self.seed}"
 
@@ -92,10 +94,10 @@ def read_list(path: Path, data_folder: Path, seeds: Sequence[int] | None) -> tup
                 missing.append(f"left out: {method.name} on {name}: no {', '.join(lacking)}")
                 continue
             own = {flag: value for flag, value in method.flags.items() if flag != "files"}
-            flags = sets[name].get("flags", {}) | own | located
+            flags = sets[name].get("flags", {}) | own
             final = {shift: str(data_folder / file) for shift, file in sets[name].get("final", {}).items()}
             once = method.option == "prompt"  # nothing is drawn at random
-            jobs += [Job(method, name, seed, flags, final) for seed in (drawn[:1] if once else drawn)]
+            jobs += [Job(method, name, seed, flags, located, final) for seed in (drawn[:1] if once else drawn)]
     return jobs, missing
 
 
@@ -106,7 +108,7 @@ def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
     """
     work = folder / job.key
     work.mkdir(parents=True, exist_ok=True)
-    flags = dict(job.flags) | {"seed": job.seed, "save_dir": work}
+    flags = job.flags | job.files | {"seed": job.seed, "save_dir": work}
     for split in ("dev", "test"):
         flags[f"{split}_out"] = work / f"{job.data}-{split}-{OUTPUTS[job.method.option]}-output.txt"
     command = [sys.executable, "run_llama.py", "--option", job.method.option, *machine]
@@ -143,7 +145,7 @@ def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
         return accuracies | {name: entry["accuracy"] for name, entry in zip(sets, summaries, strict=True)}
     for name, path in sets.items():  # zero-shot: the set takes the place of the dev set
         words = ["--option", "prompt", *machine, "--save_dir", str(work / name)]
-        flags = job.flags | {"dev": path, "test": path}
+        flags = job.flags | job.files | {"dev": path, "test": path}
         flags |= {f"{split}_out": work / f"{name}-{split}-prompting-output.txt" for split in ("dev", "test")}
         _output_of([*words, *(word for flag, value in flags.items() for word in words_of(flag, value))])
         accuracies[name] = read_json_object(next((work / name).glob("*/result.json")))["dev_acc"]
