@@ -1,7 +1,8 @@
-"""The settings of the methods that combine trained models.
+"""The settings of the methods that combine trained models, and of the comparison of decoding methods.
 
     python run_llama.py --option wise_ft --help
     python run_llama.py --option soup --help
+    python -m tasks.methods.decoding --help
 """
 
 from __future__ import annotations
@@ -9,7 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tasks.settings import DEFAULT_MODEL, MachineSettings, flag, input_flag, number, positive
+from tasks.settings import (
+    DEFAULT_MODEL,
+    MachineSettings,
+    ModelSettings,
+    flag,
+    input_flag,
+    number,
+    positive,
+    thread_count,
+)
+from tasks.stories.flags import CorpusSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +58,16 @@ class WiseFtSettings(MachineSettings):
     points: int = flag(11, "number of values of α from 0 to 1", type=number(int, 2, 101), metavar="N")
     batch_size: int | None = flag(None, "sentences per batch, default: the training's", type=positive, metavar="N")
     save_dir: str = flag("runs/wise_ft", "folder for the table, the figure and the chosen models", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingSettings(CorpusSettings, ModelSettings, MachineSettings):
+    """the comparison of decoding methods"""
+
+    threads: int | None = flag(1, "CPU threads", type=thread_count, metavar="N")
+    stories: int = flag(200, "documents to continue", type=positive, metavar="N")
+    prompt_tokens: int = flag(32, "tokens of a document in the prompt", type=positive, metavar="N")
+    max_new_tokens: int = flag(100, "tokens per continuation", type=positive, metavar="N")
+    draws: int = flag(3, "samples of each story by methods that sample", type=positive, metavar="N")
+    timed: int = flag(5, "stories decoded one at a time for the speed", type=positive, metavar="N")
+    out: str = flag("runs/methods", "folder for decoding.json and decoding.png", metavar="DIR")

@@ -46,36 +46,46 @@ def check(settings: EvaluateSettings) -> None:
     """Raises ValueError without a folder for the results or sacrebleu, OSError for a --prompt_file that is missing."""
     if settings.save_dir is None:
         raise ValueError("--stories needs --save_dir: a folder for the continuations and attention maps")
-    if importlib.util.find_spec("sacrebleu") is None:
-        raise ValueError("sacrebleu is not installed: pip install -r requirements-ail861.txt")
+    check_bleu()
     if settings.prompt_file is not None:
         read_text(check_readable(settings.prompt_file))
 
 
-def choose(documents: list[str], tokenizer: AnyTokenizer, count: int, room: int) -> list[Story]:
-    """The first `count` long documents, with at most `room` tokens each; ValueError if there are too few."""
+def check_bleu() -> None:
+    """Raises ValueError without sacrebleu."""
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise ValueError("sacrebleu is not installed: pip install -r requirements-ail861.txt")
+
+
+def choose(
+    documents: list[str], tokenizer: AnyTokenizer, count: int, room: int, prompt: int = PROMPT
+) -> list[Story]:
+    """The first `count` documents that are longer than a prompt, with continuations of at most `room` tokens.
+
+    Raises ValueError if there are too few.
+    """
     found = []
     for document in documents:
         ids = tokenizer.encode(document, bos=True, eos=False)
-        if len(ids) > PROMPT + 1:
-            following = ids[PROMPT + 1 : PROMPT + 1 + room]
-            text = _text(document, following, tokenizer)
-            found.append(Story(ids[: PROMPT + 1], following, text))
+        if len(ids) > prompt + 1:
+            following = ids[prompt + 1 : prompt + 1 + room]
+            text = _text(document, following, prompt, tokenizer)
+            found.append(Story(ids[: prompt + 1], following, text))
         if len(found) == count:
             return found
-    raise ValueError(f"{len(found)} stories have more than {PROMPT} tokens; --stories asks for {count}")
+    raise ValueError(f"{len(found)} stories have more than {prompt} tokens; --stories asks for {count}")
 
 
-def _text(document: str, following: list[int], tokenizer: AnyTokenizer) -> str:
+def _text(document: str, following: list[int], prompt: int, tokenizer: AnyTokenizer) -> str:
     """The true continuation; with a word vocabulary the original words, so that <unk> never counts as right."""
     if isinstance(tokenizer, WordTokenizer):
-        return join_words(split_words(document, tokenizer.lower)[PROMPT : PROMPT + len(following)])
+        return join_words(split_words(document, tokenizer.lower)[prompt : prompt + len(following)])
     return tokenizer.decode(following)
 
 
-def room(model: Llama, max_new_tokens: int) -> int:
+def room(model: Llama, max_new_tokens: int, prompt: int = PROMPT) -> int:
     """New tokens that fit into the context after a prompt."""
-    return max(1, min(max_new_tokens, model.config.max_seq_len - PROMPT - 1))
+    return max(1, min(max_new_tokens, model.config.max_seq_len - prompt - 1))
 
 
 def report(model: Llama, tokenizer: AnyTokenizer, documents: list[str], settings: EvaluateSettings) -> dict:
@@ -101,12 +111,13 @@ def report(model: Llama, tokenizer: AnyTokenizer, documents: list[str], settings
 
 @torch.inference_mode()
 def continuation_perplexity(model: Llama, stories: list[Story]) -> float:
-    """Perplexity per token of the true continuations, each given its prompt."""
+    """Perplexity per token of the continuations, each given its prompt."""
     total = 0.0
     for story in stories:
         ids = torch.tensor(story.prompt + story.continuation, device=model.device)
-        hidden = model.hidden_states(ids[None, :-1])[0, PROMPT:]
-        total += token_nll(hidden, model.output.weight, ids[PROMPT + 1 :]).sum().item()
+        known = len(story.prompt)
+        hidden = model.hidden_states(ids[None, :-1])[0, known - 1 :]
+        total += token_nll(hidden, model.output.weight, ids[known:]).sum().item()
     return perplexity(total / sum(len(story.continuation) for story in stories))
 
 
@@ -128,17 +139,22 @@ def ways(model: Llama, tokenizer: AnyTokenizer, new: int, settings: EvaluateSett
 
 
 def _timed(decode: Decode, stories: list[Story], tokenizer: AnyTokenizer) -> tuple[dict, list[str]]:
-    """Corpus BLEU (sacrebleu's defaults) and tokens per second, and the texts."""
-    import sacrebleu
-
+    """BLEU and tokens per second, and the texts."""
     decode(stories[0].prompt)  # the warm-up
     started = time.perf_counter()
     rows = [decode(story.prompt) for story in stories]
     seconds = time.perf_counter() - started
     texts = [tokenizer.decode(row) for row in rows]
-    bleu = sacrebleu.corpus_bleu(texts, [[story.text for story in stories]])
     count = sum(map(len, rows))
-    return {"bleu": round(bleu.score, 3), "tokens_per_second": round(count / seconds, 1), "tokens": count}, texts
+    figures = {"bleu": round(bleu(texts, stories), 3), "tokens_per_second": round(count / seconds, 1), "tokens": count}
+    return figures, texts
+
+
+def bleu(texts: list[str], stories: list[Story]) -> float:
+    """Corpus BLEU of continuations against the true ones, with sacrebleu's defaults."""
+    import sacrebleu
+
+    return sacrebleu.corpus_bleu(texts, [[story.text for story in stories]]).score
 
 
 def cache_speed(model: Llama, prompts: list[list[int]], new: int) -> dict:

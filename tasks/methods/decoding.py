@@ -1,0 +1,224 @@
+"""Decoding methods compared on held-out stories: repetition, diversity, perplexity, BLEU and speed.
+
+    python -m tasks.methods.decoding --corpus valid.txt --out results/methods
+
+The shipped model, or the named one, continues the beginning of each story. The same figures of the stories' own
+continuations stand beside those of the methods.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from engine.decode.beam import beam
+from engine.decode.continuous_batching import refilled
+from engine.decode.contrastive import contrastive
+from engine.decode.fast_step import choose_step
+from engine.decode.sampling import Sampler
+from engine.io.files import check_writable, write_json
+from llama import Llama
+from tasks import cli, plots
+from tasks.methods.flags import DecodingSettings
+from tasks.pretrained import load_model
+from tasks.stories.continuations import Story, bleu, check_bleu, choose, continuation_perplexity, room
+from tasks.stories.data import read_documents
+from tokenizer import AnyTokenizer
+from utils import set_up
+
+ROWS = 32  # prompts decoded in parallel
+ROUNDS = 3  # of the speed, which is their median
+GREEDY = Sampler(0.0)
+RULES = {
+    "greedy": GREEDY,
+    "sampling": Sampler(1.0),
+    "top-k 40": Sampler(1.0, top_k=40),
+    "top-p 0.95": Sampler(1.0, top_p=0.95),
+    "min-p 0.1": Sampler(1.0, min_p=0.1),
+    "typical 0.2": Sampler(1.0, typical=0.2),
+    "typical 0.95": Sampler(1.0, typical=0.95),
+    "repetition penalty 1.2": replace(GREEDY, repetition_penalty=1.2),
+}
+CONTRASTIVE = {"contrastive, α 0.6, k 5": (0.6, 5)}
+BEAMS = {"beam 5, length penalty 0": (5, 0.0), "beam 5, length penalty 1": (5, 1.0)}
+Prompts = Sequence[list[int]]
+Decode = Callable[[Prompts, int], list[list[int]]]  # prompts, seed -> new tokens without EOS
+COLUMNS = {  # heading of the table: the figure, and its format
+    "tokens": ("tokens", ".0f"),
+    "repeated 4-grams": ("repeated_4grams", ".1%"),
+    "distinct 1, 2, 3": (("distinct_1", "distinct_2", "distinct_3"), ".2f"),
+    "perplexity": ("perplexity", ".2f"),
+    "gap": ("gap", "+.2f"),
+    "BLEU": ("bleu", ".1f"),
+}
+
+
+def ways(model: Llama, eos_id: int, new: int) -> dict[str, Decode]:
+    """The decoding methods by name. The rules of logits use the fastest decode step, as `--option generate` does."""
+    step = choose_step(model)
+
+    def by_rule(sampler: Sampler) -> Decode:
+        def decode(prompts: Prompts, seed: int) -> list[list[int]]:
+            rows = dict(refilled(model, prompts, new, sampler, seed, eos_id, rows=ROWS, step=step))
+            return [rows[index] for index in range(len(prompts))]
+
+        return decode
+
+    def by_contrast(alpha: float, k: int) -> Decode:
+        def decode(prompts: Prompts, _seed: int) -> list[list[int]]:
+            rows: list[list[int]] = []
+            for start in range(0, len(prompts), ROWS):
+                steps = list(contrastive(model, prompts[start : start + ROWS], new, alpha, k, eos_id))
+                rows += torch.stack(steps, dim=1).tolist()
+            return [_before(row, eos_id) for row in rows]
+
+        return decode
+
+    def by_beams(width: int, penalty: float) -> Decode:
+        def decode(prompts: Prompts, _seed: int) -> list[list[int]]:
+            best = (beam(model, prompt, width, new, eos_id, penalty)[0] for prompt in prompts)
+            return [_before(hypothesis.tokens, eos_id) for hypothesis in best]
+
+        return decode
+
+    found = {name: by_rule(sampler) for name, sampler in RULES.items()}
+    found |= {name: by_contrast(*options) for name, options in CONTRASTIVE.items()}
+    return found | {name: by_beams(*options) for name, options in BEAMS.items()}
+
+
+def _before(tokens: list[int], eos_id: int) -> list[int]:
+    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+
+
+def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    """All runs of n tokens, in order."""
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+
+
+def repeated(rows: Sequence[Sequence[int]], n: int = 4) -> float:
+    """1 − distinct / all n-grams of a text, the mean over texts that have any (seq-rep-n, Welleck et al. 2020)."""
+    counted = [grams for row in rows if (grams := ngrams(row, n))]
+    return statistics.fmean([1.0 - len(set(grams)) / len(grams) for grams in counted] or [0.0])
+
+
+def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
+    """Distinct / all n-grams of all texts together (distinct-n, Li et al. 2016)."""
+    grams = [gram for row in rows for gram in ngrams(row, n)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def figures(
+    model: Llama, tokenizer: AnyTokenizer, stories: list[Story], rows: list[list[int]], texts: list[str] | None = None
+) -> dict[str, float]:
+    """The figures of one continuation of every story; `texts` are the rows decoded, if they are known."""
+    texts = texts or [tokenizer.decode(row) for row in rows]
+    continued = [Story(story.prompt, row, "") for story, row in zip(stories, rows, strict=True)]
+    measured = {"tokens": statistics.fmean(map(len, rows)), "repeated_4grams": repeated(rows)}
+    measured |= {f"distinct_{n}": distinct(rows, n) for n in (1, 2, 3)}
+    measured |= {"perplexity": continuation_perplexity(model, continued), "bleu": bleu(texts, stories)}
+    return {name: round(value, 4) for name, value in measured.items()}
+
+
+def speeds(decodes: Mapping[str, Decode], prompts: Prompts, seed: int) -> dict[str, float]:
+    """Tokens per second of each method, one prompt at a time: the median of rounds in which all take turns."""
+    rates: dict[str, list[float]] = {name: [] for name in decodes}
+    for _ in tqdm(range(ROUNDS), desc="speed", unit="round"):
+        for name, decode in decodes.items():
+            started = time.perf_counter()
+            count = sum(len(decode([prompt], seed)[0]) for prompt in prompts)
+            rates[name].append(count / (time.perf_counter() - started))
+    return {name: round(statistics.median(rounds), 1) for name, rounds in rates.items()}
+
+
+def compare(model: Llama, tokenizer: AnyTokenizer, stories: list[Story], settings: DecodingSettings) -> dict[str, Any]:
+    """Everything that `table` shows, ready for JSON: figures only, no text."""
+    prompts = [story.prompt for story in stories]
+    decodes = ways(model, tokenizer.eos_id, room(model, settings.max_new_tokens, settings.prompt_tokens))
+    truth = figures(model, tokenizer, stories, [s.continuation for s in stories], [s.text for s in stories])
+    truth.pop("bleu")  # with itself
+    methods: dict[str, dict[str, Any]] = {}
+    for name, decode in tqdm(decodes.items(), desc="methods", unit="method"):
+        sampled = name in RULES and RULES[name].temperature > 0.0
+        seeds = [settings.seed + len(stories) * draw for draw in range(settings.draws if sampled else 1)]
+        rows = [decode(prompts, seed) for seed in seeds]
+        methods[name] = {"draws": [figures(model, tokenizer, stories, each) for each in rows]}
+    for name, rate in speeds(decodes, prompts[: settings.timed], settings.seed).items():
+        methods[name]["tokens_per_second"] = rate
+    return {
+        "stories": len(stories), "prompt_tokens": settings.prompt_tokens, "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed, "threads": settings.threads, "real text": truth, "methods": methods,
+    }  # fmt: skip
+
+
+def means(measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures of the real text and of every method, averaged over its draws, with the gap in perplexity."""
+    rows = {"real text": dict(measured["real text"])}
+    for name, method in measured["methods"].items():
+        draws = method["draws"]
+        rows[name] = {figure: statistics.fmean(draw[figure] for draw in draws) for figure in draws[0]}
+        rows[name]["gap"] = rows[name]["perplexity"] - measured["real text"]["perplexity"]
+        rows[name]["tokens_per_second"] = method["tokens_per_second"]
+    return rows
+
+
+def table(measured: Mapping[str, Any]) -> str:
+    """The figures as a table in Markdown."""
+    columns = COLUMNS | {"tokens/s": ("tokens_per_second", ".0f")}
+    lines = [f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in means(measured).items():
+        cells = [_cell(row, (names,) if isinstance(names, str) else names, spec) for names, spec in columns.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Mapping[str, float], names: Sequence[str], spec: str) -> str:
+    return ", ".join(format(row[name], spec) for name in names if name in row)
+
+
+def draw(measured: Mapping[str, Any], path: Path) -> None:
+    """The figure: repetition against perplexity."""
+    points = {name: (row["perplexity"], 100 * row["repeated_4grams"]) for name, row in means(measured).items()}
+    plots.named_points(points, "perplexity of the continuations", "repeated 4-grams (%)", path)
+
+
+def prepare(settings: DecodingSettings) -> cli.Work:
+    """Checks everything and loads the model; returns the work. Raises ValueError or OSError."""
+    check_bleu()
+    documents = [document for path in settings.corpus for document in read_documents(path)]
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    target = check_writable(out / "decoding.json")
+    device = set_up(settings.seed, settings.use_gpu, settings.threads)
+    model, tokenizer, path = load_model(settings, device, mapped=False)
+    longest = model.config.max_seq_len - 2
+    if settings.prompt_tokens > longest:
+        raise ValueError(f"--prompt_tokens {settings.prompt_tokens}: the model's context allows {longest}")
+    new = room(model, settings.max_new_tokens, settings.prompt_tokens)
+    stories = choose(documents, tokenizer, settings.stories, new, settings.prompt_tokens)
+
+    def work() -> None:
+        print(f"load model from {path}")
+        measured = compare(model, tokenizer, stories, settings)
+        write_json(target, measured)
+        draw(measured, out / "decoding.png")
+        print(table(measured) + f"\nwrote {target} and {out / 'decoding.png'}")
+
+    return work
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compares the decoding methods; see `cli.carry_out` for the exit codes."""
+    settings = cli.parse_alone("decoding", DecodingSettings, (__doc__ or "").split("\n")[0], argv)
+    return cli.carry_out("decoding", lambda: prepare(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
