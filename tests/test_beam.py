@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decode import loop as decoding
-from engine.decode.beam import beam
+from engine.decode.beam import beam, beams
 from engine.decode.sampling import Sampler
 from tests.oracles import random_llama, transformers_model
 
@@ -85,6 +85,19 @@ def test_cached_equals_uncached(prompt, width, new, slide, eos):
     ]
     assert [hypothesis.tokens for hypothesis in found[0]] == [hypothesis.tokens for hypothesis in found[1]]
     assert [h.score for h in found[0]] == pytest.approx([h.score for h in found[1]], abs=1e-6)
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(prompts, min_size=1, max_size=4), st.integers(1, 4), st.integers(0, 15), st.sampled_from([1, 6]),
+    st.sampled_from([None, 4, 9]), st.booleans(),
+)  # fmt: skip
+def test_a_prompt_of_a_batch_gives_what_it_gives_alone(several, width, new, slide, eos, use_cache):
+    options = {"eos_id": eos, "length_penalty": 0.5, "n_best": width, "use_cache": use_cache, "slide": slide}
+    for prompt, found in zip(several, beams(MODEL, several, width, new, **options), strict=True):
+        alone = beam(MODEL, prompt, width, new, **options)
+        assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in alone]
+        assert [h.score for h in found] == pytest.approx([h.score for h in alone], abs=1e-6)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])

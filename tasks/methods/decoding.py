@@ -3,7 +3,7 @@
     python -m tasks.methods.decoding --corpus valid.txt --out results/methods
 
 The shipped model, or the named one, continues the beginning of each story. The same figures of the stories' own
-continuations stand beside those of the methods.
+continuations stand beside those of the methods. A run that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from engine.decode.beam import beam
+from engine.decode.beam import beams
 from engine.decode.continuous_batching import refilled
 from engine.decode.contrastive import contrastive
 from engine.decode.fast_step import choose_step
 from engine.decode.sampling import Sampler
-from engine.io.files import check_writable, write_json
+from engine.io.files import check_writable, read_json_object, write_json
 from llama import Llama
 from tasks import cli, plots
 from tasks.methods.flags import DecodingSettings
@@ -34,7 +34,7 @@ from tasks.stories.data import read_documents
 from tokenizer import AnyTokenizer
 from utils import set_up
 
-ROWS = 32  # prompts decoded in parallel
+ROWS = 64  # prompts decoded in parallel
 ROUNDS = 3  # of the speed, which is their median
 GREEDY = Sampler(0.0)
 RULES = {
@@ -49,6 +49,7 @@ RULES = {
 }
 CONTRASTIVE = {"contrastive, α 0.6, k 5": (0.6, 5)}
 BEAMS = {"beam 5, length penalty 0": (5, 0.0), "beam 5, length penalty 1": (5, 1.0)}
+ALL = (*RULES, *CONTRASTIVE, *BEAMS)
 Prompts = Sequence[list[int]]
 Decode = Callable[[Prompts, int], list[list[int]]]  # prompts, seed -> new tokens without EOS
 COLUMNS = {  # heading of the table: the figure, and its format
@@ -74,28 +75,30 @@ def ways(model: Llama, eos_id: int, new: int) -> dict[str, Decode]:
 
     def by_contrast(alpha: float, k: int) -> Decode:
         def decode(prompts: Prompts, _seed: int) -> list[list[int]]:
-            rows: list[list[int]] = []
-            for start in range(0, len(prompts), ROWS):
-                steps = list(contrastive(model, prompts[start : start + ROWS], new, alpha, k, eos_id))
-                rows += torch.stack(steps, dim=1).tolist()
-            return [_before(row, eos_id) for row in rows]
+            return torch.stack(list(contrastive(model, prompts, new, alpha, k, eos_id)), dim=1).tolist()
 
-        return decode
+        return _in_batches(decode, eos_id)
 
     def by_beams(width: int, penalty: float) -> Decode:
         def decode(prompts: Prompts, _seed: int) -> list[list[int]]:
-            best = (beam(model, prompt, width, new, eos_id, penalty)[0] for prompt in prompts)
-            return [_before(hypothesis.tokens, eos_id) for hypothesis in best]
+            return [found[0].tokens for found in beams(model, prompts, width, new, eos_id, penalty)]
 
-        return decode
+        return _in_batches(decode, eos_id)
 
     found = {name: by_rule(sampler) for name, sampler in RULES.items()}
     found |= {name: by_contrast(*options) for name, options in CONTRASTIVE.items()}
     return found | {name: by_beams(*options) for name, options in BEAMS.items()}
 
 
-def _before(tokens: list[int], eos_id: int) -> list[int]:
-    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+def _in_batches(decode: Decode, eos_id: int) -> Decode:
+    """`decode` for any number of prompts, a batch at a time, and without EOS."""
+
+    def each(prompts: Prompts, seed: int) -> list[list[int]]:
+        batches = [decode(prompts[start : start + ROWS], seed) for start in range(0, len(prompts), ROWS)]
+        rows = [row for batch in batches for row in batch]
+        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+
+    return each
 
 
 def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
@@ -138,24 +141,39 @@ def speeds(decodes: Mapping[str, Decode], prompts: Prompts, seed: int) -> dict[s
     return {name: round(statistics.median(rounds), 1) for name, rounds in rates.items()}
 
 
-def compare(model: Llama, tokenizer: AnyTokenizer, stories: list[Story], settings: DecodingSettings) -> dict[str, Any]:
-    """Everything that `table` shows, ready for JSON: figures only, no text."""
+def compare(
+    model: Llama, tokenizer: AnyTokenizer, stories: list[Story], settings: DecodingSettings, target: Path
+) -> dict[str, Any]:
+    """Everything that `table` shows: figures only, no text. Each draw is written to `target` as it ends.
+
+    Draws that an earlier run with the same settings, stories and model has left there are not made again.
+    """
     prompts = [story.prompt for story in stories]
     decodes = ways(model, tokenizer.eos_id, room(model, settings.max_new_tokens, settings.prompt_tokens))
     truth = figures(model, tokenizer, stories, [s.continuation for s in stories], [s.text for s in stories])
-    truth.pop("bleu")  # with itself
-    methods: dict[str, dict[str, Any]] = {}
+    measured: dict[str, Any] = {
+        "stories": len(stories), "prompt_tokens": settings.prompt_tokens, "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed, "real text": {name: value for name, value in truth.items() if name != "bleu"},
+    }  # fmt: skip
+    measured["methods"] = _earlier(target, measured) or {name: {"draws": []} for name in decodes}
     for name, decode in tqdm(decodes.items(), desc="methods", unit="method"):
         sampled = name in RULES and RULES[name].temperature > 0.0
-        seeds = [settings.seed + len(stories) * draw for draw in range(settings.draws if sampled else 1)]
-        rows = [decode(prompts, seed) for seed in seeds]
-        methods[name] = {"draws": [figures(model, tokenizer, stories, each) for each in rows]}
+        draws = measured["methods"][name]["draws"]
+        for number in range(len(draws), settings.draws if sampled else 1):
+            rows = decode(prompts, settings.seed + len(stories) * number)
+            draws.append(figures(model, tokenizer, stories, rows))
+            write_json(target, measured)
     for name, rate in speeds(decodes, prompts[: settings.timed], settings.seed).items():
-        methods[name]["tokens_per_second"] = rate
-    return {
-        "stories": len(stories), "prompt_tokens": settings.prompt_tokens, "max_new_tokens": settings.max_new_tokens,
-        "seed": settings.seed, "threads": settings.threads, "real text": truth, "methods": methods,
-    }  # fmt: skip
+        measured["methods"][name]["tokens_per_second"] = rate
+    write_json(target, measured)
+    return measured
+
+
+def _earlier(target: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The methods in a file of an earlier run with this header; None if there is none."""
+    content = read_json_object(target) if target.exists() else {}
+    methods = content.pop("methods", {})
+    return methods if content == header and set(methods) == set(ALL) else None
 
 
 def means(measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -206,8 +224,7 @@ def prepare(settings: DecodingSettings) -> cli.Work:
 
     def work() -> None:
         print(f"load model from {path}")
-        measured = compare(model, tokenizer, stories, settings)
-        write_json(target, measured)
+        measured = compare(model, tokenizer, stories, settings, target)
         draw(measured, out / "decoding.png")
         print(table(measured) + f"\nwrote {target} and {out / 'decoding.png'}")
 
