@@ -21,7 +21,22 @@ TARGETS = {  # values of --lora_targets; Dettmers et al. 2023, section 4, needed
 INIT_STD = 0.02
 
 
-class LoRALayer(nn.Module):
+class AdaptedLayer(nn.Module):
+    """A frozen linear layer and the parameters of its adapter; `engine/model/adapters.py` has further forms."""
+
+    rank: int
+    alpha: float
+
+    def __init__(self, original_layer: nn.Linear):
+        super().__init__()
+        self.original_layer = original_layer.requires_grad_(False)
+
+    def merged(self) -> nn.Linear:
+        """The original layer with the adapter in its weight; this object is then invalid."""
+        raise NotImplementedError
+
+
+class LoRALayer(AdaptedLayer):
     """W·x + (alpha / rank)·B·A·x with W frozen (Hu et al. 2021, eq. 3).
 
     A (rank, in) is drawn from N(0, 0.02²) and B (out, rank) is zero, so that the initial output is W·x.
@@ -31,10 +46,9 @@ class LoRALayer(nn.Module):
     def __init__(
         self, original_layer: nn.Linear, rank: int = 4, alpha: float = 1.0, generator: torch.Generator | None = None
     ):
-        super().__init__()
+        super().__init__(original_layer)
         check_rank(original_layer, rank)
         out_features, in_features = original_layer.weight.shape
-        self.original_layer = original_layer.requires_grad_(False)
         self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
         dtype, device = original_layer.weight.dtype, original_layer.weight.device
         initial = torch.randn(rank, in_features, generator=generator, dtype=dtype) * INIT_STD  # on the CPU
@@ -93,11 +107,11 @@ def apply_lora(
     return model
 
 
-def lora_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, LoRALayer]]:
+def lora_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, AdaptedLayer]]:
     """(parent, name, layer) of every adapted layer."""
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, LoRALayer):
+            if isinstance(layer, AdaptedLayer):
                 yield parent, name, layer
 
 
@@ -109,8 +123,8 @@ def count_lora_parameters(model: nn.Module) -> tuple[int, int, float]:
 
 
 def get_lora_optimizer_params(model: nn.Module) -> list[nn.Parameter]:
-    """The factors A and B of all adapted layers."""
-    return [parameter for _, _, layer in lora_layers(model) for parameter in (layer.lora_A, layer.lora_B)]
+    """The factors A and B of all adapted layers, or the parameters that another adapter has instead."""
+    return [parameter for _, _, layer in lora_layers(model) for parameter in layer.parameters(recurse=False)]
 
 
 def merge_lora_weights(model: nn.Module) -> nn.Module:

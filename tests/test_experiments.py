@@ -74,6 +74,14 @@ def test_gains_are_paired_over_common_seeds():
     assert spread([0.25]) == "0.250"
 
 
+def test_costs_have_columns_where_any_run_has_them():
+    records = [record("zero-shot", 1, 0.5), record("a", 1, 0.5) | {"trained_parameters": 1200, "peak_memory_mb": 300.2}]
+    records += [record("a", 2, 0.5) | {"trained_parameters": 1200, "peak_memory_mb": 412.6}]
+    lines = table(records)
+    assert lines[0].endswith("| gain on dev | trained parameters | peak memory |")
+    assert lines[2].endswith("| – | – |") and lines[3].endswith("| 1,200 | 413 MB |")
+
+
 def test_a_list_runs_once_and_looks_at_the_final_sets_on_request(written, tmp_path, capsys):
     write_tiny_checkpoint(tmp_path / "tiny.pt")
     model = f', pretrained-model-path = "{tmp_path}/tiny.pt" }}'

@@ -18,8 +18,9 @@ from engine.io.checkpoint import load_plain, read_checkpoint, save_checkpoint
 from engine.io.files import read_json_object
 from engine.io.tokenizer_export import write_tokenizer
 from engine.io.word_tokenizer import word_vocabulary
+from engine.model.adapters import FORMS, apply_adapters
 from llama import from_checkpoint, load_pretrained
-from lora import TARGETS, apply_lora, get_lora_optimizer_params
+from lora import TARGETS, get_lora_optimizer_params
 from tasks.sentiment.checkpoint import ClassifierInfo, load_classifier, save_adapter, save_classifier
 from tasks.sentiment.huggingface import read_classifier
 from tests.huggingface_folders import random_texts, write_folder
@@ -218,13 +219,14 @@ def finetuned(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def adapted(tmp_path_factory):
+@pytest.fixture(scope="module", params=FORMS)
+def adapted(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("adapted") / "best.pt"
     model = random_classifier(write_model(path.with_name("base.pt")))
-    apply_lora(model.llama, 2, 6.0, TARGETS["all"])
-    for factor in get_lora_optimizer_params(model):
-        torch.nn.init.normal_(factor, std=0.3)
+    apply_adapters(model.llama, request.param, 2, 6.0, TARGETS["all"])
+    with torch.no_grad():
+        for parameter in get_lora_optimizer_params(model):
+            parameter += 0.3 * torch.randn_like(parameter)
     save_adapter(path, model, INFO, path.with_name("base.pt"))
     return path
 
@@ -266,24 +268,38 @@ def test_a_classifier_is_the_same_in_transformers_and_comes_back(tmp_path, finet
     assert lines[0] == lines[1]
 
 
-def test_an_adapter_is_the_same_in_peft_and_comes_back(tmp_path, adapted, monkeypatch):
+def test_an_adapter_is_the_same_in_peft_and_comes_back(tmp_path, adapted):
     import peft
+    import transformers
 
     out = tmp_path / "adapter"
     assert export("--pretrained-model-path", adapted, "--out", out) == 0
     model, info = load_classifier(adapted)
     names = len(info.label_names)
-    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(out, num_labels=names).eval()
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(out, subfolder="base", num_labels=names)
+    theirs = peft.PeftModel.from_pretrained(base, out).eval()
     ids, inputs = batch(load_tokenizer(info.tokenizer), TEXTS)
     with torch.no_grad():
         assert (model(ids) - theirs(**inputs).logits.log_softmax(dim=-1)).abs().max() < 1e-5
     again, same = read_classifier(out)
     same_tensors(model.state_dict(), again.state_dict())
     assert same.label_names == info.label_names
+    assert read_json_object(out / "adapter_config.json")["base_model_name_or_path"] == "base"
     (out / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="needs its base model"):
         read_classifier(out)
     same_tensors(model.state_dict(), read_classifier(out, tmp_path / "elsewhere")[0].state_dict())
+
+
+def test_an_adapter_names_the_base_that_the_user_names(tmp_path, adapted, finetuned, capsys):
+    named = ("--base_model", "user/stories", "--out", tmp_path / "adapter")
+    assert export("--pretrained-model-path", adapted, *named) == 0
+    fields = read_json_object(tmp_path / "adapter" / "adapter_config.json")
+    assert fields["base_model_name_or_path"] == "user/stories" and not (tmp_path / "adapter" / "base").exists()
+    assert "PeftModel" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    base = read_classifier(tmp_path / "adapter", adapted.with_name("base.pt"))[0]
+    same_tensors(base.state_dict(), load_classifier(adapted)[0].state_dict())
+    assert "--base_model is for an adapter" in refusal(capsys, "--pretrained-model-path", finetuned, *named)
 
 
 def test_a_peft_adapter_of_a_language_model_is_merged(tmp_path):
@@ -306,7 +322,7 @@ def test_a_peft_adapter_of_a_language_model_is_merged(tmp_path):
         assert (plain - expected).abs().max() > 1e-2 * expected.abs().max()
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}), "utf-8")
-    with pytest.raises(ValueError, match="use_dora"):
+    with pytest.raises(ValueError, match="lora_magnitude_vector"):
         read_checkpoint(tmp_path / "adapter")
 
 

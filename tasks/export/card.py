@@ -25,8 +25,10 @@ USE = {
     "classifier": "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
     'model = AutoModelForSequenceClassification.from_pretrained("{name}")\n'
     'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-    "adapter": "from peft import AutoPeftModelForSequenceClassification\nfrom transformers import AutoTokenizer\n\n"
-    'model = AutoPeftModelForSequenceClassification.from_pretrained("{name}", num_labels={labels})\n'
+    "adapter": "from peft import PeftModel\n"
+    "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+    "base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={labels})\n"
+    'model = PeftModel.from_pretrained(base, "{name}")\n'
     'tokenizer = AutoTokenizer.from_pretrained("{name}")',
 }
 
@@ -45,6 +47,7 @@ class Facts:
     measured: dict[str, Any] = field(default_factory=dict)
     sample: str | None = None
     label_names: tuple[str, ...] = ()
+    base: str | None = None  # where an adapter's base model is; None: in the folder `base`
 
 
 def recorded(path: Path, data: str | None, licence: str | None) -> dict[str, Any]:
@@ -84,7 +87,8 @@ def model_card(facts: Facts) -> str:
     what = {"causal": "A language model", "classifier": "A text classifier", "adapter": "A LoRA adapter"}[facts.what]
     about = f"{what} with {facts.parameters:,} parameters: a Llama with {norm}, rotary positions and SwiGLU; {shape}, "
     about += f"a vocabulary of {config.vocab_size:,} and {config.max_seq_len:,} positions. Made with min-llama."
-    use = USE[facts.what].format(name=facts.name, labels=len(facts.label_names))
+    base = f'"{facts.base}"' if facts.base else f'"{facts.name}", subfolder="base"'
+    use = USE[facts.what].format(name=facts.name, labels=len(facts.label_names), base=base)
     sections = [f"# {facts.name}", about, "## Use", f"```python\n{use}\n```"]
     if facts.label_names:
         sections += [f"Labels: {', '.join(facts.label_names)}."]

@@ -19,6 +19,10 @@ class ExportSettings(ModelSettings, CpuSettings):
         "huggingface", "a folder for transformers and peft, or files for llama2.c", choices=("huggingface", "llama2c")
     )
     overwrite: bool = flag(False, "write into a folder that has files already")
+    base_model: str | None = flag(
+        None, "where an adapter's users find its base model: a repository of the hub or a folder; without it, a copy "
+        "goes into the folder `base`", metavar="NAME",
+    )  # fmt: skip
     data: str | None = flag(None, "what the model was trained on, for the model card", metavar="TEXT")
     licence: str | None = flag(None, "licence of the weights, for the model card (mit, apache-2.0, …)", metavar="NAME")
     prompt: str = flag("Once upon a time", "beginning of the model card's sample", metavar="TEXT")

@@ -23,6 +23,7 @@ from engine.io.files import atomic_path, check_writable, write_json, write_text
 from engine.io.huggingface import write_folder
 from engine.io.huggingface_config import check_exportable
 from engine.io.llama2c_export import write_bin, write_quantized_bin
+from engine.io.peft_adapter import BASE
 from engine.io.tokenizer_export import described, write_tokenizer
 from engine.io.vocabulary import bin_file, read_vocabulary
 from llama import from_checkpoint
@@ -48,6 +49,8 @@ def prepare(settings: ExportSettings) -> Work:
     api = check_hub(settings.push) if settings.push is not None and not settings.dry_run else None
     path = choose_path(settings.pretrained_model_path, named="pretrained_model_path" in settings.given)
     form = _format(path)
+    if settings.base_model is not None and (form != ADAPTER_FORMAT or settings.format != "huggingface"):
+        raise ValueError(f"--base_model is for an adapter in peft's format: leave it out for {path}")
     if settings.format == "llama2c":
         write = _llama2c(path, form, settings)
     elif form in (CLASSIFIER_FORMAT, ADAPTER_FORMAT):
@@ -125,26 +128,25 @@ def _classifier(path: Path, form: str, settings: ExportSettings) -> Writer:
 
     def write(out: Path) -> None:
         if form == ADAPTER_FORMAT:
-            write_peft(out, path, model, info, _base(path, out, tokenizer))
+            if settings.base_model is None:
+                _write_base(path, out / BASE, tokenizer)
+            write_peft(out, path, model, info, settings.base_model or BASE)
         else:
             write_classifier(out, model, info)
         write_tokenizer(out, tokenizer, model.llama.config.max_seq_len)
         what = "adapter" if form == ADAPTER_FORMAT else "classifier"
-        _write_card(out, path, settings, what, model.llama.config, size, label_names=tuple(info.label_names))
+        more = {"label_names": tuple(info.label_names), "base": settings.base_model}
+        _write_card(out, path, settings, what, model.llama.config, size, **more)
 
     return write
 
 
-def _base(path: Path, out: Path, tokenizer: AnyTokenizer) -> str:
-    """Where transformers finds an adapter's base model: its own Hugging Face folder, or a copy in `base`."""
+def _write_base(path: Path, folder: Path, tokenizer: AnyTokenizer) -> None:
+    """Writes the base model of the adapter `path` as a folder for transformers."""
     content = load_plain(path)
-    base = path.parent / content["base"]
-    if (base / "config.json").is_file():
-        return base.as_posix()
-    checkpoint = read_base(base, LlamaConfig.from_dict(content["config"]))
-    (out / "base").mkdir(exist_ok=True)
-    _write_causal(out / "base", checkpoint, tokenizer)
-    return (out / "base").as_posix()
+    checkpoint = read_base(path.parent / content["base"], LlamaConfig.from_dict(content["config"]))
+    folder.mkdir(exist_ok=True)
+    _write_causal(folder, checkpoint, tokenizer)
 
 
 def _llama2c(path: Path, form: str | None, settings: ExportSettings) -> Writer:

@@ -15,6 +15,10 @@ from tasks.methods.figures import draw_gains
 
 Records = Mapping[str, Mapping[str, Any]]
 SHORTEST = 2  # runs that a deviation needs
+COSTS = {  # figures of a run's result that have a column where any run has them
+    "trained_parameters": ("trained parameters", "{:,.0f}"), "trained_share": ("share", "{:.2%}"),
+    "peak_memory_mb": ("peak memory", "{:,.0f} MB"),
+}  # fmt: skip
 
 
 def write_comparison(results: Records, keys: Sequence[str], folder: Path) -> None:
@@ -36,9 +40,14 @@ def write_comparison(results: Records, keys: Sequence[str], folder: Path) -> Non
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown lines: a method's runs, dev accuracy and gain, and its accuracy on every set that --final looked at."""
+    """Markdown lines: a method's runs, dev accuracy and gain, its accuracy on every set that --final looked at, costs.
+
+    Of trained parameters and memory the largest of a method's runs is shown.
+    """
     sets = list(dict.fromkeys(name for record in records for name in record.get("final", {})))
+    costs = [cost for cost in COSTS if any(cost in record for record in records)]
     header = ["method", "runs", "dev accuracy", "gain on dev", *[f"{name} accuracy, gain" for name in sets]]
+    header += [COSTS[cost][0] for cost in costs]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     by_set = {name: accuracies(records, name) for name in ("dev", *sets)}
     for method, baseline in baselines(records).items():
@@ -47,8 +56,15 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in sets:
             values = list(by_set[name].get(method, {}).values())
             cells.append(f"{spread(values)}, {_gain(_paired(by_set[name], method, baseline))}" if values else "–")
+        own = [record for record in records if record["method"] == method]
+        cells += [_largest(own, cost) for cost in costs]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _largest(records: Sequence[Mapping[str, Any]], cost: str) -> str:
+    values = [record[cost] for record in records if cost in record]
+    return COSTS[cost][1].format(max(values)) if values else "–"
 
 
 def baselines(records: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:

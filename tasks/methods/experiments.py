@@ -27,7 +27,7 @@ from tqdm import tqdm
 from engine.io.files import check_readable, read_json_object, read_text
 from engine.train import run_log
 from tasks import cli
-from tasks.methods.comparison import write_comparison
+from tasks.methods.comparison import COSTS, write_comparison
 from tasks.recipe import parse_toml, words_of
 from tasks.settings import ROOT, input_file, positive, seed_number
 
@@ -102,7 +102,7 @@ def read_list(path: Path, data_folder: Path, seeds: Sequence[int] | None) -> tup
 
 
 def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
-    """Runs the command in its own folder, its output in a log there; returns the dev figures and the seconds.
+    """Runs the command in its own folder, its output in a log there; returns dev figures, costs and seconds.
 
     Raises ChildProcessError, with the last line of the log, if the command fails.
     """
@@ -123,7 +123,7 @@ def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
     figures = read_json_object(next(work.glob("*/result.json")))
     for state in work.glob("*/last.pt"):  # three times the model's size, and no longer needed
         state.unlink()
-    dev = {name: value for name, value in figures.items() if name.startswith("dev_")}
+    dev = {name: value for name, value in figures.items() if name.startswith("dev_") or name in COSTS}
     return dev | {"seconds": round(time.perf_counter() - started)}
 
 

@@ -31,12 +31,14 @@ from engine.io.checkpoint import (
     save_plain,
 )
 from engine.io.files import sha256_of
+from engine.model.adapters import apply_adapters, form_of
 from llama import Llama, from_checkpoint
-from lora import LoRALayer, apply_lora, lora_layers, merge_lora_weights
+from lora import lora_layers, merge_lora_weights
 from tasks.sentiment.flags import TASKS
 from utils import DTYPES
 
 ADAPTER_FORMAT = "min-llama-adapter"
+ADAPTER_TENSORS = ("lora_A", "lora_B", "magnitude", "ia3", "pool_query")
 OPTIONAL = ("max_sentence_len", "dtype", "batch_size", "vocabulary", "task", "question")  # older files lack these
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)  # what reading a bad file's fields raises
 
@@ -126,26 +128,27 @@ def load_classifier(
 def save_adapter(
     path: str | os.PathLike, model: LlamaEmbeddingClassifier, info: ClassifierInfo, base: str | os.PathLike
 ) -> None:
-    """Writes what LoRA trained (factors and head), and which base model they belong to, by path and content."""
+    """Writes what LoRA trained (adapters and head), and which base model they belong to, by path and content."""
     layers = list(lora_layers(model))
-    content = {"format": ADAPTER_FORMAT, "rank": layers[0][2].rank, "alpha": layers[0][2].alpha}
+    layer = layers[0][2]
+    content = {"format": ADAPTER_FORMAT, "adapter": form_of(layer), "rank": layer.rank, "alpha": layer.alpha}
     content |= {"targets": sorted({name for _, name, _ in layers}), "base_digest": _digest(base)}
     content |= {"base": _relative(base, Path(path).parent), "model": adapter_state(model)} | _description(model)
     save_plain(content | info.to_dict(Path(path).parent), path)
 
 
 def adapter_state(model: LlamaEmbeddingClassifier) -> dict[str, Tensor]:
-    """Copies of what LoRA trains, the factors and the head, by their names in the model."""
+    """Copies of what LoRA trains, the adapters' parameters and the head, by their names in the model."""
     return {
         name: tensor.detach().cpu().clone()
         for name, tensor in model.state_dict().items()
-        if name.rpartition(".")[2] in ("lora_A", "lora_B", "pool_query") or name.startswith("classifier_head.")
+        if name.rpartition(".")[2] in ADAPTER_TENSORS or name.startswith("classifier_head.")
     }
 
 
 @torch.no_grad()
 def load_adapter(path: str | os.PathLike, model: LlamaEmbeddingClassifier) -> None:
-    """Reads factors and head into a model that `apply_lora` has been called on.
+    """Reads adapters and head into a model that `apply_adapters` has been called on.
 
     Raises OSError for a file that cannot be read and CheckpointError for one that does not fit the model.
     """
@@ -155,7 +158,9 @@ def load_adapter(path: str | os.PathLike, model: LlamaEmbeddingClassifier) -> No
 
 
 def _load_adapter_state(path: str | os.PathLike, content: dict[str, Any], model: LlamaEmbeddingClassifier) -> None:
-    layer: LoRALayer = next(layer for _, _, layer in lora_layers(model))
+    layer = next(layer for _, _, layer in lora_layers(model))
+    if adapter_form(content) != form_of(layer):
+        raise CheckpointError(f"{path} holds adapters of the form {adapter_form(content)}, not {form_of(layer)}")
     if (content["rank"], content["alpha"]) != (layer.rank, layer.alpha):
         raise CheckpointError(
             f"{path} has rank {content['rank']} and alpha {content['alpha']}, not {layer.rank} and {layer.alpha}"
@@ -178,10 +183,15 @@ def _merged_adapter(path: Path, content: dict[str, Any], base: str | os.PathLike
                               "--pretrained-model-path, or use merged.pt")  # fmt: skip
     checkpoint = read_base(base_path, LlamaConfig.from_dict(content["config"]))
     model = _new_classifier(content, from_checkpoint(checkpoint))
-    apply_lora(model.llama, content["rank"], content["alpha"], content["targets"])
+    apply_adapters(model.llama, adapter_form(content), content["rank"], content["alpha"], content["targets"])
     _load_adapter_state(path, content, model)
     merge_lora_weights(model)
     return model.eval()
+
+
+def adapter_form(content: dict[str, Any]) -> str:
+    """The form of an adapter file's adapters; older files do not name it."""
+    return content.get("adapter", "lora")
 
 
 def read_base(path: str | os.PathLike, config: LlamaConfig) -> Checkpoint:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -153,10 +153,12 @@ def write_results(
     folder: Path,
     targets: Mapping[str, str | Path],
     suffix: str = "",
+    costs: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Writes predictions of dev and test, confusion matrices and `result.json`, and prints the figures.
 
-    Returns the figures by name. With several processes, only the first writes, and the others return {}.
+    `costs` stand in `result.json` too. Returns the figures by name. With several processes, only the first writes,
+    and the others return {}.
     """
     figures: dict[str, float] = {}
     if not distributed.is_first():
@@ -168,7 +170,7 @@ def write_results(
         lines, split_figures = report_split(split, examples, predicted, experiment.label_names, folder, title)
         print("\n".join(lines))
         figures |= split_figures
-    write_json(folder / "result.json", figures)
+    write_json(folder / "result.json", figures | dict(costs))
     settings = experiment.settings
     named = [settings.label_names] if Path(settings.label_names).exists() else []
     data = [*named, *(examples.path for examples in experiment.splits.values())]

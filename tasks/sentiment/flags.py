@@ -189,6 +189,14 @@ class LoraSettings(FinetuneSettings):
 
     option: ClassVar[str] = "lora"
 
+    adapter: str = flag(
+        "lora", "LoRA; rsLoRA (scale A / √R); DoRA (a magnitude per row, Liu et al. 2024); or IA³ (vectors on keys, "
+        "values and the feed-forward, Liu et al. 2022)", choices=("lora", "rslora", "dora", "ia3"),
+    )  # fmt: skip
+    lora_plus_ratio: float = flag(
+        1.0, "the factors B learn at this multiple of --lr: LoRA+ (Hayou et al. 2024)",
+        type=number(float, 0.0, above=True), metavar="RATIO",
+    )  # fmt: skip
     lora_rank: int = flag(4, "rank R of the factors", type=positive, metavar="R")
     lora_alpha: float = flag(
         1.0, "the product of the factors is scaled by A / R", type=number(float, 0.0, above=True), metavar="A"
@@ -197,6 +205,16 @@ class LoraSettings(FinetuneSettings):
         "attention", "matrices with low-rank factors: attention only, or the feed-forward too",
         choices=("attention", "all"),
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raises ValueError as fine-tuning does, for flags that IA³ has no use for, and for two rules of rates."""
+        super().__post_init__()
+        unused = sorted({"lora_rank", "lora_alpha", "lora_targets", "lora_plus_ratio"} & self.given)
+        if self.adapter == "ia3" and unused:
+            raise ValueError(f"--{unused[0]} is not for --adapter ia3, which has no factors: leave it out")
+        for name, usual in (("layer_decay", 1.0), ("weight_decay", 0.0)):
+            if self.lora_plus_ratio != 1.0 and getattr(self, name) != usual:
+                raise ValueError(f"--lora_plus_ratio and --{name} exclude each other: name one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,9 @@ from engine.io.files import read_json_object, write_json
 from engine.io.huggingface import HEAD, header_notes, read_folder, read_tensors, tokenizer_of, write_folder
 from engine.io.huggingface_config import ARCHITECTURES, OWN_FIELDS, check_exportable
 from engine.io.peft_adapter import CONFIG as ADAPTER
-from engine.io.peft_adapter import WEIGHTS, Adapter, base_of, read_adapter, write_adapter
+from engine.io.peft_adapter import TENSORS, WEIGHTS, Adapter, base_of, read_adapter, write_adapter
 from llama import from_checkpoint
-from tasks.sentiment.checkpoint import ClassifierInfo
+from tasks.sentiment.checkpoint import ClassifierInfo, adapter_form
 from tokenizer import load_tokenizer
 
 DESCRIPTION = "classifier.json"  # beside an adapter: what config.json says of a whole classifier
@@ -86,13 +86,13 @@ def write_peft(
     """Writes the adapter file `checkpoint`, whose merged classifier is `model`, for the base model at `base`."""
     content = load_plain(checkpoint)
     tensors: dict[str, Tensor] = content["model"]
-    stems = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
-    factors = {
-        f"{stem.removeprefix('llama.')}.weight": (tensors[f"{stem}.lora_A"], tensors[f"{stem}.lora_B"])
-        for stem in stems
-    }
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        stem, _, ending = name.rpartition(".")
+        if ending in TENSORS:
+            layers.setdefault(f"{stem.removeprefix('llama.')}.weight", {})[ending] = tensor
     others, notes = head_tensors(model)
-    adapter = Adapter(content["rank"], content["alpha"], factors, others)
+    adapter = Adapter(adapter_form(content), content["rank"], content["alpha"], layers, others)
     fields = {"task_type": "SEQ_CLS", "modules_to_save": ["score", *([NORM] if notes else [])]}
     write_adapter(folder, model.llama.config, adapter, fields | {"base_model_name_or_path": base}, notes)
     write_json(folder / DESCRIPTION, description(model, info))

@@ -22,12 +22,13 @@ from torch import nn
 from classifier import LlamaEmbeddingClassifier
 from engine.io.files import sha256_of, write_text
 from engine.io.locks import hold_folder
+from engine.model.adapters import apply_adapters, check_adapters, lora_plus_groups
 from engine.train import distributed
 from engine.train.regularisers import matrices_of
 from engine.train.run_log import RunLog
 from engine.train.state import Progress, read_state
 from engine.train.trainer import Trainer, TrainSettings
-from lora import TARGETS, adaptable_layers, apply_lora, check_rank, merge_lora_weights
+from lora import TARGETS, merge_lora_weights
 from optimizer import AdamW, decay_groups, layer_groups
 from tasks.recipe import recipe_text
 from tasks.run_folders import data_set_name
@@ -39,13 +40,13 @@ from tasks.sentiment.report import seeds_summary
 from tasks.sentiment.workload import SentimentWorkload
 from tasks.settings import shared_fields
 from tokenizer import vocabulary_digest
-from utils import check_compiler, compile_methods
+from utils import check_compiler, compile_methods, peak_memory
 
 IDENTITY_FLAGS = ("option", "lr", "batch_size", "hidden_dropout_prob", "pooling", "no_causal_mask", "weight_decay")
 IDENTITY_FLAGS += ("max_grad_norm", "max_sentence_len", "task", "dev_share", "extra_weight", "head")
 IDENTITY_FLAGS += ("mixout", "r_drop", "smart", "layer_decay")
 IDENTITY_FLAGS += ("train_examples", "proximal", "proximal_momentum", "ema", "average")
-LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets")
+LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets", "adapter", "lora_plus_ratio")
 STALE_FILES = ("last.pt", "best.pt", "merged.pt")  # of an earlier run in the same folder
 
 
@@ -67,8 +68,7 @@ def prepare(settings: FinetuneSettings) -> Callable[[], None]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds names the same seed twice")
     if isinstance(settings, LoraSettings):
-        for _, _, layer in adaptable_layers(experiment.llama, TARGETS[settings.lora_targets]):
-            check_rank(layer, settings.lora_rank)
+        check_adapters(experiment.llama, settings.adapter, settings.lora_rank, TARGETS[settings.lora_targets])
     if settings.compile:
         check_compiler(experiment.device)
     identity = _identity(experiment, settings)
@@ -180,12 +180,14 @@ def _train(run: Run) -> dict[str, float]:
             (run.folder / name).unlink(missing_ok=True)
     if distributed.is_first():
         write_text(run.folder / "recipe.toml", run.recipe)
-    print(_trained_share(model))
+    trained, total = _parameter_counts(model)
+    print(f"training {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)")
     trainer.fit()
     best = _restore_best(run, model)
     print(f"load model from {run.folder / 'best.pt'}")
     predictions = {split: run.experiment.predict_split(best, split) for split in run.targets}
-    return write_results(run.experiment, predictions, run.folder, run.targets)
+    costs = {"trained_parameters": trained, "trained_share": trained / total, "peak_memory_mb": peak_memory(device)}
+    return write_results(run.experiment, predictions, run.folder, run.targets, costs=costs)
 
 
 def _other_epochs(run: Run) -> str:
@@ -205,7 +207,8 @@ def build_classifier(experiment: Experiment) -> LlamaEmbeddingClassifier:
         encode = experiment.tokenizer.encode
         model.start_from_label_words([encode(name, bos=False, eos=False) for name in experiment.label_names])
     if isinstance(settings, LoraSettings):
-        apply_lora(model.llama, settings.lora_rank, settings.lora_alpha, TARGETS[settings.lora_targets])
+        targets = TARGETS[settings.lora_targets]
+        apply_adapters(model.llama, settings.adapter, settings.lora_rank, settings.lora_alpha, targets)
     return model.to(experiment.device)
 
 
@@ -214,18 +217,20 @@ def _question(experiment: Experiment) -> str:
     return experiment.question.rstrip() if experiment.settings.head == "label_words" else ""
 
 
-def _trained_share(model: nn.Module) -> str:
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f"training {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)"
+def _parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(trained, all)."""
+    sizes = [(parameter.requires_grad, parameter.numel()) for parameter in model.parameters()]
+    return sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)
 
 
 def _optimizer(model: nn.Module, settings: FinetuneSettings) -> AdamW:
-    """The course's AdamW with one parameter group, clipped as a whole; weight decay and layer decay need more."""
+    """The course's AdamW with one parameter group, clipped as a whole; rules of rates and decay need more."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = decay_groups(model, settings.weight_decay) if settings.weight_decay else [{"params": trained}]
     if settings.layer_decay < 1.0:
         groups = layer_groups(model, list(model.llama.layers), settings.lr, settings.layer_decay)
+    if isinstance(settings, LoraSettings) and settings.lora_plus_ratio != 1.0:
+        groups = lora_plus_groups(model.named_parameters(), settings.lr, settings.lora_plus_ratio)
     return AdamW(groups, lr=settings.lr, max_grad_norm=settings.max_grad_norm)
 
 
