@@ -276,7 +276,7 @@ def test_an_adapter_is_the_same_in_peft_and_comes_back(tmp_path, adapted):
     assert export("--pretrained-model-path", adapted, "--out", out) == 0
     model, info = load_classifier(adapted)
     names = len(info.label_names)
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(out, subfolder="base", num_labels=names)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(out / "base", num_labels=names)
     theirs = peft.PeftModel.from_pretrained(base, out).eval()
     ids, inputs = batch(load_tokenizer(info.tokenizer), TEXTS)
     with torch.no_grad():
@@ -296,10 +296,11 @@ def test_an_adapter_names_the_base_that_the_user_names(tmp_path, adapted, finetu
     assert export("--pretrained-model-path", adapted, *named) == 0
     fields = read_json_object(tmp_path / "adapter" / "adapter_config.json")
     assert fields["base_model_name_or_path"] == "user/stories" and not (tmp_path / "adapter" / "base").exists()
-    assert "PeftModel" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert 'from_pretrained("user/stories", num_labels=3)' in (tmp_path / "adapter" / "README.md").read_text("utf-8")
     base = read_classifier(tmp_path / "adapter", adapted.with_name("base.pt"))[0]
     same_tensors(base.state_dict(), load_classifier(adapted)[0].state_dict())
-    assert "--base_model is for an adapter" in refusal(capsys, "--pretrained-model-path", finetuned, *named)
+    error = refusal(capsys, "--pretrained-model-path", finetuned, "--overwrite", *named)
+    assert "--base_model is for an adapter" in error
 
 
 def test_a_peft_adapter_of_a_language_model_is_merged(tmp_path):

@@ -27,7 +27,7 @@ USE = {
     'tokenizer = AutoTokenizer.from_pretrained("{name}")',
     "adapter": "from peft import PeftModel\n"
     "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-    "base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={labels})\n"
+    'base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={labels})\n'
     'model = PeftModel.from_pretrained(base, "{name}")\n'
     'tokenizer = AutoTokenizer.from_pretrained("{name}")',
 }
@@ -84,11 +84,13 @@ def model_card(facts: Facts) -> str:
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm_type]
     heads = f"{config.n_heads} query and {config.n_kv_heads} key/value heads"
     shape = f"{config.n_layers} layers, {config.dim} wide, {heads}"
-    what = {"causal": "A language model", "classifier": "A text classifier", "adapter": "A LoRA adapter"}[facts.what]
+    what = {"causal": "A language model", "classifier": "A text classifier", "adapter": "An adapter"}[facts.what]
     about = f"{what} with {facts.parameters:,} parameters: a Llama with {norm}, rotary positions and SwiGLU; {shape}, "
     about += f"a vocabulary of {config.vocab_size:,} and {config.max_seq_len:,} positions. Made with min-llama."
-    base = f'"{facts.base}"' if facts.base else f'"{facts.name}", subfolder="base"'
+    base = facts.base or f"{facts.name}/base"
     use = USE[facts.what].format(name=facts.name, labels=len(facts.label_names), base=base)
+    if facts.what == "adapter" and facts.base is None and "/" in facts.name:
+        use = f"# first: hf download {facts.name} --local-dir {facts.name}\n{use}"
     sections = [f"# {facts.name}", about, "## Use", f"```python\n{use}\n```"]
     if facts.label_names:
         sections += [f"Labels: {', '.join(facts.label_names)}."]
