@@ -16,6 +16,8 @@ NORM_TYPES = ("layernorm", "rmsnorm")
 NORM_POSITIONS = ("pre", "post")
 POSITION_EMBEDDING_TYPES = ("rotary", "sinusoidal", "alibi", "none")
 FFN_TYPES = ("swiglu", "relu", "gelu")
+ATTENTION_TYPES = ("softmax", "differential")
+ATTENTION_VARIANTS = {"sliding_window": None, "attention_type": "softmax", "gated_heads": False}  # and their defaults
 MOST = 2**31 - 1  # of any size: what llama2.c's header can hold
 
 
@@ -26,7 +28,9 @@ class LlamaConfig:
     The defaults are the course's. `n_kv_heads=None` means one key/value head per query head;
     `hidden_dim=None` means 4·dim → int(2/3) → rounded up to a multiple of `multiple_of`, and 4·dim for a
     feed-forward without a gate; `head_size=None` means dim / n_heads features per head. `norm_position` is pre-norm
-    (Llama) or post-norm (Vaswani et al. 2017, section 3.1).
+    (Llama) or post-norm (Vaswani et al. 2017, section 3.1). `sliding_window` W lets a position attend to itself and to
+    the W − 1 before it (Beltagy et al. 2020; Mistral); None: to all. `attention_type` may be differential (Ye et al.
+    2024), and `gated_heads` puts a sigmoid gate after every head (Qiu et al. 2025).
 
     Raises ValueError, naming the field, for an invalid value.
     """
@@ -50,6 +54,9 @@ class LlamaConfig:
     head_size: int | None = None
     ffn_type: str = "swiglu"
     norm_position: str = "pre"
+    sliding_window: int | None = None
+    attention_type: str = "softmax"
+    gated_heads: bool = False
 
     def __post_init__(self) -> None:
         if self.n_kv_heads is None:
@@ -65,10 +72,11 @@ class LlamaConfig:
         _check_choice("norm_type", self.norm_type, NORM_TYPES)
         _check_choice("norm_position", self.norm_position, NORM_POSITIONS)
         _check_choice("ffn_type", self.ffn_type, FFN_TYPES)
+        _check_choice("attention_type", self.attention_type, ATTENTION_TYPES)
         _check_choice("position_embedding_type", self.position_embedding_type, POSITION_EMBEDDING_TYPES)
 
     def _check_types(self) -> None:
-        for name in ("use_cache", "causal", "tie_embeddings"):
+        for name in ("use_cache", "causal", "tie_embeddings", "gated_heads"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {_shown(getattr(self, name))}")
         for name in ("dropout", "layer_norm_eps", "rope_theta"):
@@ -78,7 +86,7 @@ class LlamaConfig:
 
     def _check_sizes(self) -> None:
         names = ["vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "multiple_of"]
-        names += [name for name in ("hidden_dim", "head_size") if getattr(self, name) is not None]
+        names += [name for name in ("hidden_dim", "head_size", "sliding_window") if getattr(self, name) is not None]
         for name in names:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
@@ -89,6 +97,9 @@ class LlamaConfig:
             raise ValueError(f"dim {self.dim} cannot be split into {self.n_heads} heads")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.attention_type == "differential" and (self.n_heads % 2 or self.n_kv_heads % 2):
+            counts = f"n_heads {self.n_heads} and n_kv_heads {self.n_kv_heads}"
+            raise ValueError(f"attention_type differential pairs heads: {counts} must be even")
         if self.head_dim % 2 and self.position_embedding_type == "rotary":
             origin = "dim / n_heads" if self.head_size is None else "head_size"
             raise ValueError(f"rotary positions need an even head size: {self.head_dim} ({origin}) is odd")
@@ -103,9 +114,15 @@ class LlamaConfig:
         """Width of the feed-forward's inner layer."""
         return ffn_width(self.dim, self.hidden_dim, self.multiple_of, self.ffn_type)
 
+    @property
+    def plain_attention(self) -> bool:
+        """True if attention has none of `ATTENTION_VARIANTS`, as some fast paths require."""
+        return all(getattr(self, name) == usual for name, usual in ATTENTION_VARIANTS.items())
+
     def to_dict(self) -> dict:
-        """The fields as plain types."""
-        return dataclasses.asdict(self)
+        """The fields as plain types; variants of attention only where they are used, as in older files."""
+        usual = ATTENTION_VARIANTS.items()
+        return dict(item for item in dataclasses.asdict(self).items() if item not in usual)
 
     @classmethod
     def from_dict(cls, fields: dict) -> LlamaConfig:

@@ -2,7 +2,8 @@
 
 Read it from top to bottom: `LayerNorm`, `Attention`, `FeedForward`, `LlamaLayer`, `Llama`, `load_pretrained`.
 Sources: Touvron et al. 2023 (Llama), Ainslie et al. 2023 (grouped-query attention), Shazeer 2020 (SwiGLU). Fields of
-the config select other decoders: Vaswani et al. 2017 (sinusoids, ReLU, post-norm), Press et al. 2022 (ALiBi).
+the config select other decoders: Vaswani et al. 2017 (sinusoids, ReLU, post-norm), Press et al. 2022 (ALiBi), and the
+attention variants in `engine.model`.
 
     python sanity_check.py
 """
@@ -20,6 +21,7 @@ from config import LlamaConfig, ffn_width
 from engine.decode import loop
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import Checkpoint, read_checkpoint
+from engine.model.attention_variants import DifferentialAttention, HeadGate
 from engine.model.gradient_checkpointing import run_recomputed
 from engine.model.kv_cache import KVCache
 from engine.model.masks import attention_mask, document_positions, mask_rows, padded_positions
@@ -74,7 +76,8 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     else:
         bias = bias.repeat(heads // kv_heads, 1)
     scores = torch.baddbmm(bias, rows, key.reshape(-1, keys, head_dim).mT)
-    return torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, head_dim)).view(batch, heads, seqlen, head_dim)
+    attended = torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, value.shape[-1]))
+    return attended.view(batch, heads, seqlen, -1)
 
 
 def at(x: Tensor, columns: Tensor) -> Tensor:
@@ -83,9 +86,12 @@ def at(x: Tensor, columns: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention, with rotary positions if the config says so; `causal` overrides the config's."""
+    """Grouped-query self-attention, with rotary positions if the config says so; `causal` overrides the config's.
 
-    def __init__(self, config: LlamaConfig, causal: bool | None = None):
+    `layer_id` counts from 0; differential attention depends on it.
+    """
+
+    def __init__(self, config: LlamaConfig, causal: bool | None = None, layer_id: int = 0):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.max_seq_len, self.rope_theta = config.max_seq_len, config.rope_theta
@@ -96,6 +102,8 @@ class Attention(nn.Module):
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_output = nn.Linear(query_dim, config.dim, bias=False)
+        self.differential = DifferentialAttention(config, layer_id) if config.attention_type == "differential" else None
+        self.gate = HeadGate(config) if config.gated_heads else None
         self.dropout = nn.Dropout(config.dropout)
 
     def compute_query_key_value_scores(
@@ -117,7 +125,7 @@ class Attention(nn.Module):
             if mask is not None and mask.shape[1] > 1:
                 mask = mask.reshape(len(mask), kv_heads, heads // kv_heads, -1)
             attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
-            return attended.reshape(batch, heads, 1, head_dim)
+            return attended.reshape(batch, heads, 1, -1)
         causal = False if seqlen == 1 else self.causal and mask is None  # seqlen is symbolic under torch.compile
         if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # twice as fast as the fused kernel
             return plain_attention(query, key, value, mask, causal)
@@ -158,7 +166,13 @@ class Attention(nn.Module):
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.update(layer_id, key, value)
-        attended = self.compute_query_key_value_scores(query, key, value, mask)
+        attend = self.compute_query_key_value_scores
+        if self.differential is None:
+            attended = attend(query, key, value, mask)
+        else:  # (batch, n_heads / 2, seqlen, 2 * head_dim)
+            attended = self.differential(attend, query, key, value, mask)
+        if self.gate is not None:
+            attended = self.gate(attended, x if columns is None else at(x, columns))
         attended = attended.transpose(1, 2).flatten(2)  # (batch, seqlen, n_heads * head_dim)
         return self.dropout(self.compute_output(attended))
 
@@ -205,7 +219,7 @@ class LlamaLayer(nn.Module):
         super().__init__()
         self.layer_id, self.norm_first = layer_id, config.norm_position == "pre"
         norm = NORMS[config.norm_type]
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer_id=layer_id)
         self.feed_forward = FeedForward(
             config.dim, config.hidden_dim, config.multiple_of, config.dropout, config.ffn_type
         )
@@ -341,7 +355,8 @@ class Llama(LlamaPreTrainedModel):
         elif padding_mask is not None:
             positions = padded_positions(padding_mask)[:, past:]
         slopes = self.alibi_slopes if self.config.position_embedding_type == "alibi" else None
-        mask = attention_mask(tokens, past, self.config.causal, slopes, padding_mask, document_ids)
+        causal, window = self.config.causal, self.config.sliding_window
+        mask = attention_mask(tokens, past, causal, slopes, padding_mask, document_ids, window)
         return self.dropout(self._embedded(tokens, positions)), self._rotation(positions), mask
 
     def _embedded(self, tokens: Tensor, positions: Positions) -> Tensor:

@@ -16,7 +16,8 @@ def attention_weights(model: Llama, tokens: Tensor) -> Tensor:
     """The attention of one row of tokens (seqlen,) in every layer and head: (n_layers, n_heads, seqlen, seqlen).
 
     Row i of a map holds the weights of position i; it sums to 1. The model's own attention is run on one-hot values, so
-    that its output is the weights.
+    that its output is the weights. With differential attention a layer's first n_heads / 2 maps are those of the heads'
+    first softmax, the others those of the second, which are subtracted.
     """
     found: list[Tensor] = []
     attentions = [layer.attention for layer in model.layers]
@@ -27,7 +28,7 @@ def attention_weights(model: Llama, tokens: Tensor) -> Tensor:
     finally:
         for attention in attentions:
             del attention.compute_query_key_value_scores  # restores the method of the class
-    return torch.cat(found)
+    return torch.cat(found).view(len(attentions), model.config.n_heads, *found[0].shape[2:])
 
 
 def _recording(attention: Attention, found: list[Tensor]):

@@ -23,7 +23,7 @@ from tokenizer import load_tokenizer
 
 SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}
 VARIANTS = [{}, {"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"n_kv_heads": 1}, {"n_kv_heads": 4}]
-VARIANTS += [{"head_size": 6}]
+VARIANTS += [{"head_size": 6}, {"sliding_window": 5}, {"sliding_window": 1, "norm_type": "rmsnorm"}]
 MODELS = [random_llama(**(SMALL | fields)).double() for fields in VARIANTS]
 FAST = [copy.deepcopy(model) for model in MODELS]
 STEPS = [choose_step(model) for model in FAST]
@@ -136,7 +136,8 @@ def test_generate_in_int8_and_where_it_cannot_be_had(tmp_path, monkeypatch, caps
     flags = ["--pretrained-model-path", "tiny.pt", "--prompt", "Once", "--max_new_tokens", "8", "--quantize", "int8"]
     assert run_llama.main(flags) == 0
     assert "tokens/s" in capsys.readouterr().out
-    model = random_llama(**SMALL, position_embedding_type="alibi")
-    with pytest.raises(ValueError, match="int8 weights for generation need"):
-        choose_step(model, "int8")
-    assert not isinstance(choose_step(model), CpuStep)
+    for fields in ({"position_embedding_type": "alibi"}, {"attention_type": "differential"}, {"gated_heads": True}):
+        model = random_llama(**SMALL, **fields)
+        with pytest.raises(ValueError, match="int8 weights for generation need"):
+            choose_step(model, "int8")
+        assert not isinstance(choose_step(model), CpuStep)

@@ -35,6 +35,7 @@ VARIANTS = {
     "untied": {"norm_type": "rmsnorm", "tie_embeddings": False, "n_kv_heads": 4},
     "untied layernorm": {"tie_embeddings": False, "layer_norm_eps": 1e-6},
     "head size": {"norm_type": "rmsnorm", "head_size": 8, "rope_theta": 500.0},
+    "sliding window": {"norm_type": "rmsnorm", "sliding_window": 7},
     "one head": {"n_heads": 1, "n_kv_heads": 1, "hidden_dim": 40},
 }
 TOKENS = torch.randint(3, 4000, (2, 30), generator=torch.Generator().manual_seed(0))
@@ -140,6 +141,9 @@ REFUSED = {
     "norm_position 'post'": {"norm_position": "post"},
     "causal False": {"causal": False},
     "head_size 8": {"head_size": 8},
+    "sliding_window 5": {"sliding_window": 5},
+    "attention_type 'differential'": {"attention_type": "differential"},
+    "gated_heads True": {"gated_heads": True},
 }
 
 

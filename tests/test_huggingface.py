@@ -56,6 +56,7 @@ VARIANTS = {
     "own head size": ("llama", {"head_dim": 10}),
     "mistral": ("mistral", {"sliding_window": None}),
     "wide window": ("mistral", {"sliding_window": 96}),
+    "sliding window": ("mistral", {"sliding_window": 7}),
     "stablelm": ("stablelm", {"partial_rotary_factor": 1.0}),
     "theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
 }
@@ -154,7 +155,7 @@ REFUSED = {
     "rope_parameters": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
     "rope_scaling": {"rope_parameters": "absent", "rope_scaling": {"type": "linear", "factor": 2.0}},
     "partial_rotary_factor": {"partial_rotary_factor": 0.25, "rope_parameters": "absent"},
-    "sliding_window": {"model_type": "mistral", "sliding_window": 32},
+    "sliding_window": {"sliding_window": 32},
     "sliding_window 64": {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True},
     "layer_types": {"layer_types": ["sliding_attention", "full_attention"]},
     "use_qkv_bias": {"model_type": "stablelm", "use_qkv_bias": True},

@@ -26,6 +26,8 @@ KINDS = {
     "rotary": {},
     "sinusoidal": {"position_embedding_type": "sinusoidal", "ffn_type": "gelu"},
     "alibi": {"position_embedding_type": "alibi", "ffn_type": "relu", "norm_position": "post"},
+    "window": {"sliding_window": 5, "gated_heads": True},
+    "differential": {"attention_type": "differential", "position_embedding_type": "alibi", "sliding_window": 9},
     "none": {"position_embedding_type": "none", "norm_type": "rmsnorm"},
 }
 

@@ -85,8 +85,11 @@ def test_other_tokenizers_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("position_embedding_type", "alibi"), ("ffn_type", "relu"), ("norm_position", "post"), ("causal", False)],
-)
+    [
+        ("position_embedding_type", "alibi"), ("ffn_type", "relu"), ("norm_position", "post"), ("causal", False),
+        ("sliding_window", 5), ("attention_type", "differential"), ("gated_heads", True),
+    ],
+)  # fmt: skip
 def test_a_config_that_the_page_does_not_know_is_one_line(tmp_path, capsys, field, value):
     write_tiny_checkpoint(tmp_path / "tiny.pt", dataclasses.replace(CONFIG, **{field: value}))
     assert make(tmp_path, "--pretrained-model-path", str(tmp_path / "tiny.pt")) == 2

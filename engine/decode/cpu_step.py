@@ -7,6 +7,7 @@ The plain path (`Llama.forward` with a cache) is the oracle.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,8 +24,9 @@ LARGE = 16_000_000  # parameters beyond which the weights (64 MB in float32) do 
 
 
 def supports(config: LlamaConfig) -> bool:
-    """True for rotary positions, SwiGLU and pre-norm, with LayerNorm or RMSNorm."""
-    return config.position_embedding_type == "rotary" and config.ffn_type == "swiglu" and config.norm_position == "pre"
+    """True for rotary positions, SwiGLU and pre-norm, with LayerNorm or RMSNorm and perhaps a sliding window."""
+    plain = dataclasses.replace(config, sliding_window=None).plain_attention and config.norm_position == "pre"
+    return plain and config.position_embedding_type == "rotary" and config.ffn_type == "swiglu"
 
 
 def fused_weight(linears: Sequence[nn.Linear]) -> Tensor:
@@ -159,12 +161,14 @@ class CpuStep:
 
         `padding_mask` (batch, cached + 1) is True on real tokens. Raises ValueError when the cache is full.
         """
-        slots = cache.slots()
+        window = self.config.sliding_window
+        slots = cache.slots(window)
         if padding_mask is None:
             rotation, bias = self.rotation[cache.length], None
         else:
             rotation = self.rotation[padding_mask.sum(dim=1) - 1][:, None]  # (batch, 1, head_dim / 2)
-            bias = attention_bias(padding_mask, self.config.n_kv_heads, self.model.dtype)
+            seen = padding_mask if window is None else padding_mask[:, -window:]
+            bias = attention_bias(seen, self.config.n_kv_heads, self.model.dtype)
         if self.buffers is None or len(self.buffers.qkv) != len(tokens):
             self.buffers = Buffers(self.config, len(tokens), self.model.dtype)
         x = F.embedding(tokens[:, 0], self.model.tok_embeddings.weight)  # (batch, dim)

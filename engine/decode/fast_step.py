@@ -35,5 +35,6 @@ def choose_step(model, dtype: str = "float32") -> DecodeStep:
     if supports(model.config) and model.device.type == "cpu":
         return CpuStep(model, dtype, replace=True)
     if dtype != "float32":
-        raise ValueError(f"{dtype} weights for generation need a CPU and a Llama with rotary positions and SwiGLU")
+        needs = "a CPU and a Llama with rotary positions, SwiGLU and one softmax per head, without a gate"
+        raise ValueError(f"{dtype} weights for generation need {needs}")
     return plain_step(model)

@@ -1,6 +1,7 @@
 """Configurations and tensor names of Hugging Face's `config.json` and of this project, in both directions.
 
-RMSNorm models are `LlamaForCausalLM`, LayerNorm models `StableLmForCausalLM`. What one side cannot hold is refused by
+RMSNorm models are `LlamaForCausalLM`, with a sliding window `MistralForCausalLM`; LayerNorm models are
+`StableLmForCausalLM`. What one side cannot hold is refused by
 the name of its field. Hugging Face's rotary weights are half-split (feature i is paired with i + head_dim / 2), ours
 are adjacent pairs, so the rows of query and key projections are reordered.
 
@@ -61,7 +62,6 @@ def from_their_config(path: Path, fields: dict[str, Any]) -> LlamaConfig:
             raise _refusal(path, name, fields[name])
     if missing := [name for name in SIZES if name not in fields]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
-    _check_window(path, fields)
     stable, own = model_type == "stablelm", fields.get(OWN_FIELDS)
     try:
         return LlamaConfig(
@@ -73,6 +73,7 @@ def from_their_config(path: Path, fields: dict[str, Any]) -> LlamaConfig:
             norm_type="layernorm" if stable else "rmsnorm",
             tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
             dropout=own.get("dropout", 0.0) if isinstance(own, dict) else 0.0,
+            sliding_window=_window(path, fields),
         )
     except (TypeError, ValueError) as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}") from None
@@ -87,14 +88,16 @@ def _head_size(fields: dict[str, Any]) -> int | None:
     return None if size is None or size * fields["num_attention_heads"] == fields["hidden_size"] else size
 
 
-def _check_window(path: Path, fields: dict[str, Any]) -> None:
-    """Refuses attention to fewer positions than the model has."""
+def _window(path: Path, fields: dict[str, Any]) -> int | None:
+    """Mistral's sliding window, if it is shorter than the context; any other model's is refused."""
     window = fields.get("sliding_window", 4096 if fields["model_type"] == "mistral" else None)
     used = window is not None and fields.get("use_sliding_window", fields["model_type"] != "qwen2")
-    if used and window < fields["max_position_embeddings"]:
+    limited = used and window < fields["max_position_embeddings"]
+    if limited and fields["model_type"] != "mistral":
         raise _refusal(path, "sliding_window", window)
     if other := sorted({kind for kind in fields.get("layer_types") or () if kind != "full_attention"}):
         raise _refusal(path, "layer_types", other[0])
+    return window if limited else None
 
 
 def _rope_theta(path: Path, fields: dict[str, Any]) -> float:
@@ -113,7 +116,7 @@ def _rope_theta(path: Path, fields: dict[str, Any]) -> float:
 def to_their_config(config: LlamaConfig) -> dict[str, Any]:
     """The fields of config.json for this configuration. Raises ValueError as `check_exportable` does."""
     check_exportable(config)
-    model_type, prefix = ARCHITECTURES[config.norm_type]
+    model_type, prefix = architecture(config)
     fields = {theirs: getattr(config, ours) for theirs, ours in SIZES.items()} | {"intermediate_size": config.ffn_dim}
     fields |= {"model_type": model_type, "architectures": [f"{prefix}ForCausalLM"], "dtype": "float32"}
     fields |= {"num_key_value_heads": config.n_kv_heads, "head_dim": config.head_dim, "hidden_act": "silu"}
@@ -122,14 +125,22 @@ def to_their_config(config: LlamaConfig) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": 1.0}
     fields |= {"rope_parameters": rope, OWN_FIELDS: {"dropout": config.dropout}}
     if config.norm_type == "rmsnorm":
+        fields |= {} if config.sliding_window is None else {"sliding_window": config.sliding_window}
         return fields | {"rms_norm_eps": config.layer_norm_eps, "attention_bias": False, "mlp_bias": False}
     fields |= {"layer_norm_eps": config.layer_norm_eps, "use_qkv_bias": False, "qk_layernorm": False}
     return fields | {"use_parallel_residual": False, "hidden_dropout": 0.0}
 
 
+def architecture(config: LlamaConfig) -> tuple[str, str]:
+    """Hugging Face's model_type for this configuration, and the prefix of its classes."""
+    return ARCHITECTURES[config.norm_type] if config.sliding_window is None else ("mistral", "Mistral")
+
+
 def check_exportable(config: LlamaConfig) -> None:
     """Raises ValueError, naming the field, for a feature that Hugging Face's Llama and StableLM do not have."""
     needed = {"position_embedding_type": "rotary", "ffn_type": "swiglu", "norm_position": "pre", "causal": True}
+    needed |= {"attention_type": "softmax", "gated_heads": False}
+    needed |= {"sliding_window": None} if config.norm_type == "layernorm" else {}  # Mistral has RMSNorm
     for name, value in needed.items():
         if getattr(config, name) != value:
             raise ValueError(f"Hugging Face's Llama and StableLM have no {name} {getattr(config, name)!r}")

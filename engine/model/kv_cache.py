@@ -42,14 +42,16 @@ class KVCache:
         self.values[layer_id, :, :, self.length : end] = value
         return self.keys[layer_id, :, :, :end], self.values[layer_id, :, :, :end]
 
-    def slots(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def slots(self, window: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """For each layer, the slots (batch, n_kv_heads, head_dim) of the next key and value, and all up to them.
 
+        With a `window`, only the last that many are returned.
         Raises ValueError when the cache is full.
         """
         self._check(self.length + 1)
         new = (cached.select(3, self.length).unbind() for cached in (self.keys, self.values))
-        seen = (cached.narrow(3, 0, self.length + 1).unbind() for cached in (self.keys, self.values))
+        start = max(0, self.length + 1 - window) if window is not None else 0
+        seen = (cached[:, :, :, start : self.length + 1].unbind() for cached in (self.keys, self.values))
         return zip(*new, *seen, strict=True)
 
     def advance(self, new: int) -> None:

@@ -1,4 +1,4 @@
-"""Attention masks: causal order, padding, packed documents, cached tokens, and ALiBi's bias.
+"""Attention masks: causal order, padding, packed documents, cached tokens, windows, and ALiBi's bias.
 
     python -m pytest tests/test_packing.py
 """
@@ -31,27 +31,36 @@ def attention_mask(
     slopes: Tensor | None = None,
     padding_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor | None:
     """Mask of tokens (batch, seqlen) after `past` cached ones: (batch or 1, 1, seqlen, past + seqlen).
 
     True where a query may attend. None stands for plain attention, causal or full. `padding_mask`
     (batch, past + seqlen) is True on real tokens. `document_ids`, of the same shape, number the documents of a packed
     row from 1 (0: padding), and attention stays within a document. With ALiBi's `slopes` (n_heads,) the result is the
-    bias to add to the scores: (batch or 1, n_heads, seqlen, past + seqlen).
+    bias to add to the scores: (batch or 1, n_heads, seqlen, past + seqlen). With a `window` W, only positions at a
+    distance of less than W are visible.
     """
     seqlen, device = tokens.shape[1], tokens.device
-    if padding_mask is None and document_ids is None and slopes is None and (past == 0 or seqlen == 1):
+    limited = window is not None and past + seqlen > window
+    ordinary = padding_mask is None and document_ids is None and slopes is None and not limited
+    if ordinary and (past == 0 or seqlen == 1):
         return None
     queries = torch.arange(past, past + seqlen, device=device)[:, None]
     keys = torch.arange(past + seqlen, device=device)[None]
     visible = (keys <= queries if causal else keys >= 0).expand(seqlen, -1)[None, None]
     positions = keys
     if document_ids is not None:
-        visible = visible & (document_ids[:, None, past:, None] == document_ids[:, None, None])
         positions = document_positions(document_ids)
+    elif padding_mask is not None:
+        positions = padded_positions(padding_mask)
+    if limited:
+        distance = positions[:, None, past:, None] - positions[:, None, None, :]  # (batch or 1, 1, seqlen, keys)
+        visible = visible & (distance.abs() < window)
+    if document_ids is not None:
+        visible = visible & (document_ids[:, None, past:, None] == document_ids[:, None, None])
     elif padding_mask is not None:  # padding attends to itself, so that no softmax is empty
         visible = (visible & padding_mask[:, None, None, :]) | (keys == queries)
-        positions = padded_positions(padding_mask)
     if slopes is None:
         return visible
     return alibi_bias(slopes, positions[:, past:], positions).masked_fill(~visible, -torch.inf)

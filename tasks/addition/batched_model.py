@@ -156,5 +156,5 @@ def one_hot(ids: Tensor, vocab: int, dtype: torch.dtype) -> Tensor:
 
 def check_config(config: LlamaConfig) -> None:
     """Raises ValueError for a configuration that this layout does not support."""
-    if config.dropout or not config.causal or config.max_seq_len < POSITIONS:
-        raise ValueError("the fast path trains causal models without dropout, of at least 16 positions")
+    if config.dropout or not config.causal or config.max_seq_len < POSITIONS or not config.plain_attention:
+        raise ValueError("the fast path trains causal models with plain attention, no dropout and 16 or more positions")

@@ -40,9 +40,8 @@ def compiler() -> str | None:
 
 def supported(config: LlamaConfig, device: torch.device) -> bool:
     """Whether the C++ step computes this configuration here."""
-    plain = (config.norm_type, config.norm_position, config.ffn_type, config.position_embedding_type) == (
-        "layernorm", "pre", "swiglu", "rotary",
-    )  # fmt: skip
+    kinds = (config.norm_type, config.norm_position, config.ffn_type, config.position_embedding_type)
+    plain = config.plain_attention and kinds == ("layernorm", "pre", "swiglu", "rotary")
     small = max(config.dim, config.ffn_dim, config.n_heads * config.head_dim) <= LARGEST
     usual = plain and small and config.tie_embeddings and config.causal and not config.dropout
     built = compiler() is not None and SOURCE.is_file()

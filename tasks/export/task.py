@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from config import LlamaConfig
+from config import ATTENTION_VARIANTS, LlamaConfig
 from engine.decode.loop import stream
 from engine.decode.sampling import Sampler
 from engine.io.checkpoint import CLASSIFIER_FORMAT, Checkpoint, load_plain, read_checkpoint
@@ -170,7 +170,8 @@ def _llama2c(path: Path, form: str | None, settings: ExportSettings) -> Writer:
 def check_llama2c(config: LlamaConfig) -> None:
     """Raises ValueError, naming the field, for a configuration that llama2.c does not have."""
     usual = LlamaConfig()
-    needed = {name: getattr(usual, name) for name in ("position_embedding_type", "ffn_type", "norm_position", "causal")}
+    names = ("position_embedding_type", "ffn_type", "norm_position", "causal", *ATTENTION_VARIANTS)
+    needed = {name: getattr(usual, name) for name in names}
     for name, value in (needed | LLAMA2C_NEEDS).items():
         if getattr(config, name) != value:
             raise ValueError(f"llama2.c has no {name} {getattr(config, name)!r}, only {value!r}")

@@ -23,7 +23,7 @@ from classifier import LlamaEmbeddingClassifier
 from engine.io.checkpoint import Checkpoint, CheckpointError, load_plain, read_checkpoint
 from engine.io.files import read_json_object, write_json
 from engine.io.huggingface import HEAD, header_notes, read_folder, read_tensors, tokenizer_of, write_folder
-from engine.io.huggingface_config import ARCHITECTURES, OWN_FIELDS, check_exportable
+from engine.io.huggingface_config import OWN_FIELDS, architecture, check_exportable
 from engine.io.peft_adapter import CONFIG as ADAPTER
 from engine.io.peft_adapter import TENSORS, WEIGHTS, Adapter, base_of, read_adapter, write_adapter
 from llama import from_checkpoint
@@ -75,7 +75,7 @@ def write_classifier(folder: Path, model: LlamaEmbeddingClassifier, info: Classi
     """Writes a whole classifier without its tokenizer. The output matrix, which it does not use, is left out."""
     others, notes = head_tensors(model)
     config = dataclasses.replace(model.llama.config, tie_embeddings=True)
-    fields = {"architectures": [f"{ARCHITECTURES[config.norm_type][1]}ForSequenceClassification"]}
+    fields = {"architectures": [f"{architecture(config)[1]}ForSequenceClassification"]}
     fields |= description(model, info) | {"problem_type": "single_label_classification"}
     write_folder(folder, config, model.llama.state_dict(), fields, others, notes)
 

@@ -98,7 +98,15 @@ class NewModelSettings(Settings):
     hidden_dim: int | None = flag(
         None, "width of the feed-forward; by default 4·dim, or 2/3 of it with SwiGLU", type=positive, metavar="N"
     )
+    norm_type: str = flag("layernorm", "norm", choices=("layernorm", "rmsnorm"))
     norm_position: str = flag("pre", "pre-norm or post-norm", choices=("pre", "post"))
+    sliding_window: int | None = flag(
+        None, "attend to the last N positions only, itself included", type=positive, metavar="N"
+    )
+    attention_type: str = flag(
+        "softmax", "differential: the difference of two softmax maps", choices=("softmax", "differential")
+    )
+    gated_heads: bool = flag(False, "a sigmoid gate after every attention head")
     untied_output: bool = flag(False, "an output matrix separate from the embedding")
     freeze_embeddings: bool = flag(False, "do not train the embeddings")
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import LlamaConfig
+from config import ATTENTION_VARIANTS, LlamaConfig
 from engine.io.checkpoint import read_checkpoint, save_checkpoint
 from engine.io.files import check_writable, sha256_of, write_json, write_text
 from engine.io.locks import hold_folder
@@ -49,7 +49,7 @@ from tokenizer import AnyTokenizer, load_tokenizer
 from utils import check_compiler, compile_methods, set_up
 
 CONFIG_FLAGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len", "dropout", "rope_theta", "hidden_dim")
-CONFIG_FLAGS += ("position_embedding_type", "ffn_type", "norm_position")
+CONFIG_FLAGS += ("position_embedding_type", "ffn_type", "norm_type", "norm_position", *ATTENTION_VARIANTS)
 TRAINING_FLAGS = ("lr", "optimizer", "weight_decay", "max_grad_norm", "batch_tokens", "held_out", "seed")
 TRAINING_FLAGS += ("embeddings", "freeze_embeddings")
 

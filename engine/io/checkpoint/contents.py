@@ -148,6 +148,13 @@ def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}attention.compute_query.weight"] = (query_dim, dim)
         shapes[f"{layer}attention.compute_output.weight"] = (dim, query_dim)
         shapes |= {f"{layer}attention.compute_{name}.weight": (kv_dim, dim) for name in ("key", "value")}
+        if config.attention_type == "differential":
+            vectors = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+            shapes |= {f"{layer}attention.differential.{name}": (config.head_dim,) for name in vectors}
+            shapes[f"{layer}attention.differential.norm.weight"] = (2 * config.head_dim,)
+        if config.gated_heads:
+            gates = config.n_heads // (2 if config.attention_type == "differential" else 1)
+            shapes[f"{layer}attention.gate.compute_gate.weight"] = (gates, dim)
         inner = ("w1", "w3") if config.ffn_type == "swiglu" else ("w1",)
         shapes |= {f"{layer}feed_forward.{name}.weight": (ffn, dim) for name in inner}
         shapes[f"{layer}feed_forward.w2.weight"] = (dim, ffn)
