@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 
+from engine.io.checkpoint import read_checkpoint
 from tasks.methods import experiments
-from tasks.methods.comparison import dev_gains, spread, table
-from tests.tiny import ROOT, write_tiny_checkpoint
+from tasks.methods.comparison import dev_gains, spread, table, write_comparison
+from tests.tiny import ROOT, write_corpus, write_tiny_checkpoint
 
 LIST = """
 seeds = [1, 2, 3]
@@ -128,6 +130,38 @@ def test_a_failing_run_does_not_stop_the_others(written, tmp_path, capsys, monke
 
 
 def test_the_lists_that_ship_can_be_read():
-    for path in sorted((ROOT / "recipes").glob("methods*.toml")):
+    for path in [*(ROOT / "recipes").glob("methods*.toml"), ROOT / "recipes" / "architectures.toml"]:
         jobs, missing = experiments.read_list(path, ROOT / "data", None)
         assert jobs or missing
+
+
+def test_an_architecture_is_trained_and_measured_in_bits_per_byte(tmp_path):
+    """The list that ships, in its smallest form: one variant, one layer, a few sentences."""
+    text = (ROOT / "recipes" / "architectures.toml").read_text("utf-8")
+    small = {"dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "max_seq_len": 32, "epochs": 1}
+    for name, value in small.items():
+        text = re.sub(rf"^{name} = \d+$", f"{name} = {value}", text, flags=re.MULTILINE)
+    (tmp_path / "list.toml").write_text(text.replace("[1337, 1338, 1339]", "[1]"), encoding="utf-8")
+    for name in ("train.txt", "valid.txt"):
+        write_corpus(tmp_path / name, 20)
+    words = ["--list", str(tmp_path / "list.toml"), "--data", str(tmp_path), "--threads", "1"]
+    words += ["--save_dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--only", "differential"]
+    assert experiments.main(words) == 0
+    results = experiments.read_results(tmp_path / "out" / "results.jsonl").values()
+    assert sorted(entry["method"] for entry in results) == ["differential"]
+    assert all(0.0 < entry["dev_bits_per_byte"] < 20.0 for entry in results)
+    (best,) = (tmp_path / "runs").glob("*differential*/best.pt")
+    assert read_checkpoint(best).config.attention_type == "differential"
+    assert not list((tmp_path / "runs").glob("**/last.pt"))
+
+
+def test_language_models_are_compared_in_bits_per_byte(tmp_path, capsys):
+    runs = [("a", None, 1, 0.7), ("a", None, 2, 0.8), ("b", "a", 1, 0.71), ("b", "a", 2, 0.79)]
+    results = {
+        f"{name}{seed}": {"method": name, "baseline": base, "data": "d", "seed": seed, "dev_bits_per_byte": bits}
+        for name, base, seed, bits in runs
+    }
+    write_comparison(results, list(results), tmp_path)
+    page = (tmp_path / "README.md").read_text("utf-8")
+    assert "| method | runs | dev bits per byte | change on dev |" in page
+    assert "| b | 2 | 0.7500 ± 0.0566 | +0.0000 ± 0.0100 |" in page and (tmp_path / "d.png").exists()

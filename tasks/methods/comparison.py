@@ -19,6 +19,7 @@ COSTS = {  # figures of a run's result that have a column where any run has them
     "trained_parameters": ("trained parameters", "{:,.0f}"), "trained_share": ("share", "{:.2%}"),
     "peak_memory_mb": ("peak memory", "{:,.0f} MB"),
 }  # fmt: skip
+BITS = "dev_bits_per_byte"  # of language models, instead of dev_acc; less is better
 
 
 def write_comparison(results: Records, keys: Sequence[str], folder: Path) -> None:
@@ -32,7 +33,8 @@ def write_comparison(results: Records, keys: Sequence[str], folder: Path) -> Non
         parts.append("\n".join([f"## {data}", "", *lines]))
         gains = {name: gain for name, gain in dev_gains(own).items() if gain is not None}
         if gains:
-            draw_gains(gains, f"{data}: gain in dev accuracy", folder / f"{data}.png")
+            across = "change in dev bits per byte, less is better" if BITS in own[0] else "gain in dev accuracy"
+            draw_gains(gains, f"{data}: {across}", folder / f"{data}.png")
             parts.append(f"![gains on {data}]({data}.png)")
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
     print("\n\n".join(parts[2:]))
@@ -46,13 +48,16 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     sets = list(dict.fromkeys(name for record in records for name in record.get("final", {})))
     costs = [cost for cost in COSTS if any(cost in record for record in records)]
-    header = ["method", "runs", "dev accuracy", "gain on dev", *[f"{name} accuracy, gain" for name in sets]]
+    bits = BITS in records[0]
+    shown, digits = (("dev bits per byte", "change on dev"), 4) if bits else (("dev accuracy", "gain on dev"), 3)
+    header = ["method", "runs", *shown, *[f"{name} accuracy, gain" for name in sets]]
     header += [COSTS[cost][0] for cost in costs]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     by_set = {name: accuracies(records, name) for name in ("dev", *sets)}
     for method, baseline in baselines(records).items():
         dev = by_set["dev"][method]
-        cells = [method, str(len(dev)), spread(list(dev.values())), _gain(_paired(by_set["dev"], method, baseline))]
+        gain = _gain(_paired(by_set["dev"], method, baseline), digits)
+        cells = [method, str(len(dev)), spread(list(dev.values()), digits), gain]
         for name in sets:
             values = list(by_set[name].get(method, {}).values())
             cells.append(f"{spread(values)}, {_gain(_paired(by_set[name], method, baseline))}" if values else "–")
@@ -73,17 +78,17 @@ def baselines(records: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
 
 
 def accuracies(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[int, float]]:
-    """Accuracy on a set ("dev" or one that --final looked at), by method and seed."""
+    """Accuracy, or on dev bits per byte, on a set ("dev" or one that --final looked at), by method and seed."""
     values: dict[str, dict[int, float]] = {}
     for record in records:
-        value = record["dev_acc"] if name == "dev" else record.get("final", {}).get(name)
+        value = record.get(BITS, record.get("dev_acc")) if name == "dev" else record.get("final", {}).get(name)
         if value is not None:
             values.setdefault(record["method"], {})[record["seed"]] = value
     return values
 
 
 def dev_gains(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float] | None]:
-    """(mean gain, standard error) in dev accuracy of every method over its baseline, or None if there is none."""
+    """(mean gain, standard error) in the dev figure of every method over its baseline, or None if there is none."""
     dev = accuracies(records, "dev")
     return {method: _paired(dev, method, baseline) for method, baseline in baselines(records).items()}
 
@@ -99,11 +104,11 @@ def _paired(
     return statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
 
 
-def _gain(gain: tuple[float, float] | None) -> str:
-    return "–" if gain is None else f"{gain[0]:+.3f} ± {gain[1]:.3f}"
+def _gain(gain: tuple[float, float] | None, digits: int = 3) -> str:
+    return "–" if gain is None else f"{gain[0]:+.{digits}f} ± {gain[1]:.{digits}f}"
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean ± sample standard deviation, or the value if there is only one."""
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) < SHORTEST else f"{mean} ± {statistics.stdev(values):.3f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < SHORTEST else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -32,6 +32,7 @@ from tasks.recipe import parse_toml, words_of
 from tasks.settings import ROOT, input_file, positive, seed_number
 
 OUTPUTS = {"prompt": "prompting", "finetune": "finetuning", "lora": "lora"}
+OPTIONS = (*OUTPUTS, "pretrain")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_list(path: Path, data_folder: Path, seeds: Sequence[int] | None) -> tup
     names = {method.name for method in methods}
     jobs, missing = [], []
     for method in methods:
-        if method.option not in OUTPUTS or (method.baseline is not None and method.baseline not in names):
+        if method.option not in OPTIONS or (method.baseline is not None and method.baseline not in names):
             unknown = f"an unknown option {method.option} or baseline {method.baseline}"
             raise ValueError(f"{path}: {method.name} has {unknown}")
         for name in method.data:
@@ -109,7 +110,7 @@ def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
     work = folder / job.key
     work.mkdir(parents=True, exist_ok=True)
     flags = job.flags | job.files | {"seed": job.seed, "save_dir": work}
-    for split in ("dev", "test"):
+    for split in ("dev", "test") if job.method.option in OUTPUTS else ():
         flags[f"{split}_out"] = work / f"{job.data}-{split}-{OUTPUTS[job.method.option]}-output.txt"
     command = [sys.executable, "run_llama.py", "--option", job.method.option, *machine]
     command += [word for flag, value in flags.items() for word in words_of(flag, value)]
@@ -120,11 +121,21 @@ def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
     if ended.returncode:
         last = (work / "output.txt").read_text("utf-8", "replace").strip().split("\n")[-1]
         raise ChildProcessError(f"{job.key} failed, see {work / 'output.txt'}: {last}")
-    figures = read_json_object(next(work.glob("*/result.json")))
-    for state in work.glob("*/last.pt"):  # three times the model's size, and no longer needed
+    if job.method.option == "pretrain":
+        figures = pretrained_figures(Path(job.files["valid"]), work, machine)
+    else:
+        figures = read_json_object(next(work.glob("*/result.json")))
+    for state in work.glob("**/last.pt"):  # three times the model's size, and no longer needed
         state.unlink()
     dev = {name: value for name, value in figures.items() if name.startswith("dev_") or name in COSTS}
     return dev | {"seconds": round(time.perf_counter() - started)}
+
+
+def pretrained_figures(valid: Path, work: Path, machine: Sequence[str]) -> dict[str, Any]:
+    """Bits per byte of the best language model in `work` on the text `valid`."""
+    model = ["--pretrained-model-path", str(work / "best.pt"), "--save_dir", str(work)]
+    _output_of(["--option", "evaluate", "--corpus", str(valid), *model, *machine])
+    return {"dev_bits_per_byte": read_json_object(work / "evaluate.json")["bits_per_byte"]}
 
 
 def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
