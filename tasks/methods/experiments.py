@@ -143,6 +143,8 @@ def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
 
     The command has predicted the test set already; the shifted sets are read here.
     """
+    if job.method.option == "pretrain":
+        return {}  # the validation text is its only other set
     work = folder / job.key
     figures = read_json_object(next(work.glob("*/result.json")))
     accuracies = {"test": figures["test_acc"]} if "test_acc" in figures else {}
