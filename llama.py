@@ -26,7 +26,7 @@ from engine.model.gradient_checkpointing import run_recomputed
 from engine.model.kv_cache import KVCache
 from engine.model.masks import attention_mask, document_positions, mask_rows, padded_positions
 from engine.model.norms import RMSNorm
-from engine.model.positions import alibi_slopes, sinusoids
+from engine.model.positions import position_tables
 from rope import rotate, rotation_table
 
 Rotation = tuple[Tensor, Tensor]
@@ -370,16 +370,6 @@ class Llama(LlamaPreTrainedModel):
         if self.config.position_embedding_type != "rotary":
             return None
         return self.rope_cos[positions][..., None, :], self.rope_sin[positions][..., None, :]  # broadcast over heads
-
-
-def position_tables(config: LlamaConfig) -> dict[str, Tensor]:
-    """The position tables of a configuration, by the name of their buffer."""
-    if config.position_embedding_type == "rotary":  # each (max_seq_len, head_dim / 2)
-        cos, sin = rotation_table(config.head_dim, config.max_seq_len, config.rope_theta)
-        return {"rope_cos": cos, "rope_sin": sin}
-    if config.position_embedding_type == "sinusoidal":
-        return {"sinusoids": sinusoids(config.max_seq_len, config.dim)}
-    return {"alibi_slopes": alibi_slopes(config.n_heads)} if config.position_embedding_type == "alibi" else {}
 
 
 def load_pretrained(checkpoint: str, norm: str | None = None) -> Llama:

@@ -1,4 +1,4 @@
-"""Non-rotary positions: sinusoids added to the embeddings, and ALiBi's bias on the attention scores.
+"""Positions: the tables of a configuration, sinusoids added to the embeddings, and ALiBi's bias on attention scores.
 
     python -c "from engine.model.positions import sinusoids, alibi_slopes; print(sinusoids(3, 4), alibi_slopes(8))"
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from config import LlamaConfig
+from rope import rotation_table
 
 WAVELENGTH = 10000.0
 
@@ -42,3 +45,13 @@ def alibi_bias(slopes: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """
     distance = (queries[:, None, :, None] - keys[:, None, None, :]).abs()
     return -slopes[:, None, None] * distance
+
+
+def position_tables(config: LlamaConfig) -> dict[str, Tensor]:
+    """The position tables of a configuration, by the name of their buffer."""
+    if config.position_embedding_type == "rotary":  # each (max_seq_len, head_dim / 2)
+        cos, sin = rotation_table(config.head_dim, config.max_seq_len, config.rope_theta)
+        return {"rope_cos": cos, "rope_sin": sin}
+    if config.position_embedding_type == "sinusoidal":
+        return {"sinusoids": sinusoids(config.max_seq_len, config.dim)}
+    return {"alibi_slopes": alibi_slopes(config.n_heads)} if config.position_embedding_type == "alibi" else {}
