@@ -25,7 +25,9 @@ LAYER = {
     "tok_embeddings": "token_embd", "output": "output", "layers": "blk",
 }  # fmt: skip
 TOKENS = torch.randint(3, 300, (2, 30), generator=torch.Generator().manual_seed(0))
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")  # most files "Q4_K_M" mix the last two
+BLOCK = 256  # values in a block of Q4_K and Q6_K
+SCALES = {"Q4_K": slice(0, 4), "Q6_K": slice(-2, None)}  # the bytes of a block's float16 scales
 
 
 def their_name(name: str) -> str:
@@ -55,7 +57,7 @@ def write_gguf(path: Path, model: Llama, type_: str = "F32", vocabulary=None, **
             continue
         values = tensor.numpy()
         if values.ndim == 2 and type_ != "F32":
-            packed = gguf.quantize(values, kind)
+            packed = random_blocks(values.shape, type_) if type_ in SCALES else gguf.quantize(values, kind)
             writer.add_tensor(their_name(name), packed, raw_dtype=kind)
             values = gguf.dequantize(packed, kind)
         else:
@@ -66,6 +68,41 @@ def write_gguf(path: Path, model: Llama, type_: str = "F32", vocabulary=None, **
     writer.write_tensors_to_file()
     writer.close()
     return expected
+
+
+def random_blocks(shape: tuple[int, ...], type_: str) -> np.ndarray:
+    """Blocks of random bytes with small scales, which the package reads but does not write: (rows, bytes)."""
+    draw, size = np.random.default_rng(shape[0]), gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_]][1]
+    blocks = draw.integers(0, 256, (shape[0] * shape[1] // BLOCK, size), dtype=np.uint8)
+    bytes_ = blocks[:, SCALES[type_]]
+    bytes_[:] = draw.uniform(1e-4, 1e-3, (len(blocks), bytes_.shape[1] // 2)).astype(np.float16).view(np.uint8)
+    return blocks.reshape(shape[0], -1)
+
+
+def q4_k_values(block: np.ndarray) -> np.ndarray:
+    """The 256 values of a Q4_K block, (144,) bytes, by ggml-quants.c (dequantize_row_q4_K, get_scale_min_k4)."""
+    (scale, minimum), q, values = block[:4].view(np.float16).astype(float), block[4:16].astype(int), []
+    for j in range(8):
+        if j < 4:
+            factor, offset = q[j] & 63, q[j + 4] & 63
+        else:
+            factor, offset = (q[j + 4] & 15) | (q[j - 4] >> 6 << 4), (q[j + 4] >> 4) | (q[j] >> 6 << 4)
+        nibbles = block[16 + j // 2 * 32 : 48 + j // 2 * 32] >> (4 * (j % 2)) & 15
+        values.append(scale * factor * nibbles - minimum * offset)
+    return np.concatenate(values)
+
+
+def q6_k_values(block: np.ndarray) -> np.ndarray:
+    """The 256 values of a Q6_K block, (210,) bytes, by ggml-quants.c (dequantize_row_q6_K)."""
+    low, high, factors = block[:128].astype(int), block[128:192].astype(int), block[192:208].view(np.int8)
+    scale, values = float(block[208:].view(np.float16)[0]), []
+    for j in range(8):  # 32 values each
+        half, quarter = divmod(j, 4)
+        start = half * 64 + quarter % 2 * 32
+        four_bits = low[start : start + 32] >> (quarter // 2 * 4) & 15
+        two_bits = high[half * 32 : half * 32 + 32] >> (2 * quarter) & 3
+        values.append(scale * np.repeat(factors[2 * j : 2 * j + 2], 16) * ((four_bits | two_bits << 4) - 32))
+    return np.concatenate(values)
 
 
 def sentencepiece(writer) -> None:
@@ -106,7 +143,8 @@ def small(**fields) -> Llama:
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_weights_are_dequantised_as_by_the_package(tmp_path, type_):
-    model = small(tie_embeddings=type_ != "F32")
+    sizes = {"dim": BLOCK, "hidden_dim": BLOCK, "n_layers": 1} if type_ in SCALES else {}
+    model = small(tie_embeddings=type_ != "F32", **sizes)
     expected = write_gguf(tmp_path / "model.gguf", model, type_)
     checkpoint = read_checkpoint(tmp_path / "model.gguf")
     assert checkpoint.state_dict.keys() == expected.keys()
@@ -114,6 +152,15 @@ def test_weights_are_dequantised_as_by_the_package(tmp_path, type_):
         assert np.array_equal(checkpoint.state_dict[name].numpy(), values), name
     assert (checkpoint.config.rope_theta, checkpoint.config.max_seq_len) == (5000.0, 48)
     assert checkpoint.config.tie_embeddings == model.config.tie_embeddings
+
+
+@pytest.mark.parametrize(("type_", "formula"), [("Q4_K", q4_k_values), ("Q6_K", q6_k_values)])
+def test_blocks_of_256_values_are_what_the_format_says(tmp_path, type_, formula):
+    model = small(dim=BLOCK, hidden_dim=BLOCK, n_layers=1)
+    write_gguf(tmp_path / "model.gguf", model, type_)
+    weight = read_checkpoint(tmp_path / "model.gguf").state_dict["layers.0.feed_forward.w1.weight"]
+    blocks = random_blocks(weight.shape, type_)
+    assert np.allclose(weight.numpy(), [formula(block) for block in blocks], rtol=1e-6, atol=1e-9)
 
 
 def test_logits_are_those_of_transformers(tmp_path):
