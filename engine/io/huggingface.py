@@ -37,7 +37,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FOLDERS = "Hugging Face folders"
-HEAD = "score.weight"  # of a sequence classifier
+HEAD, HEAD_BIAS = "score.weight", "score.bias"  # of a classifier
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -50,6 +50,7 @@ def read_folder(folder: Path) -> Checkpoint:
         return _merged(folder)
     config = from_their_config(folder / CONFIG, read_json_object(folder / CONFIG))
     tensors = read_tensors(folder)
+    tensors.pop(HEAD_BIAS, None)
     if tensors.pop(HEAD, None) is not None and "lm_head.weight" not in tensors:
         config.tie_embeddings = True  # a classifier has no output of its own
     state = from_their_tensors(folder, config, tensors)

@@ -19,6 +19,11 @@ SHIPPED_DATA = (
     "the text itself is not included"
 )
 UNKNOWN = "Not recorded."
+LAST_TOKEN = (
+    '\ninputs = tokenizer(["A film to remember."], padding=True, return_tensors="pt")\n'
+    "last = inputs.attention_mask.sum(dim=1) - 1  # the label of a text is that of its last token\n"
+    "logits = model(**inputs).logits[range(len(last)), last]"
+)
 USE = {
     "causal": "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     'model = AutoModelForCausalLM.from_pretrained("{name}")\ntokenizer = AutoTokenizer.from_pretrained("{name}")',
@@ -48,6 +53,7 @@ class Facts:
     sample: str | None = None
     label_names: tuple[str, ...] = ()
     base: str | None = None  # where an adapter's base model is; None: in the folder `base`
+    per_token: bool = False  # a token classifier, whose last token's label is the text's
 
 
 def recorded(path: Path, data: str | None, licence: str | None) -> dict[str, Any]:
@@ -80,7 +86,8 @@ def model_card(facts: Facts) -> str:
     config, tags = facts.config, {"causal": "text-generation"}
     header = ["---", *([f"license: {facts.licence}"] if facts.licence else [])]
     header += [f"library_name: {'peft' if facts.what == 'adapter' else 'transformers'}"]
-    header += [f"pipeline_tag: {tags.get(facts.what, 'text-classification')}", "---", ""]
+    classification = "token-classification" if facts.per_token else "text-classification"
+    header += [f"pipeline_tag: {tags.get(facts.what, classification)}", "---", ""]
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm_type]
     heads = f"{config.n_heads} query and {config.n_kv_heads} key/value heads"
     shape = f"{config.n_layers} layers, {config.dim} wide, {heads}"
@@ -89,6 +96,8 @@ def model_card(facts: Facts) -> str:
     about += f"a vocabulary of {config.vocab_size:,} and {config.max_seq_len:,} positions. Made with min-llama."
     base = facts.base or f"{facts.name}/base"
     use = USE[facts.what].format(name=facts.name, labels=len(facts.label_names), base=base)
+    if facts.per_token:
+        use = use.replace("SequenceClassification", "TokenClassification") + LAST_TOKEN
     if facts.what == "adapter" and facts.base is None and "/" in facts.name:
         use = f"# first: hf download {facts.name} --local-dir {facts.name}\n{use}"
     sections = [f"# {facts.name}", about, "## Use", f"```python\n{use}\n```"]

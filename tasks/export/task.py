@@ -33,7 +33,7 @@ from tasks.export.flags import ExportSettings
 from tasks.export.push import check_hub, listed, upload
 from tasks.pretrained import choose_path, fitting_tokenizer, without_padding
 from tasks.sentiment.checkpoint import ADAPTER_FORMAT, load_classifier, read_base
-from tasks.sentiment.huggingface import check_classifier, write_classifier, write_peft
+from tasks.sentiment.huggingface import check_classifier, per_token, write_classifier, write_peft
 from tokenizer import AnyTokenizer
 from utils import set_up
 
@@ -135,7 +135,8 @@ def _classifier(path: Path, form: str, settings: ExportSettings) -> Writer:
             write_classifier(out, model, info)
         write_tokenizer(out, tokenizer, model.llama.config.max_seq_len)
         what = "adapter" if form == ADAPTER_FORMAT else "classifier"
-        more = {"label_names": tuple(info.label_names), "base": settings.base_model}
+        labels = tuple(info.label_names)
+        more = {"label_names": labels, "base": settings.base_model, "per_token": per_token(model)}
         _write_card(out, path, settings, what, model.llama.config, size, **more)
 
     return write

@@ -3,8 +3,9 @@
     python run_llama.py --option export --pretrained-model-path runs/RUN/best.pt --out runs/folder
     python run_llama.py --option predict --checkpoint runs/folder --text "A film to remember."
 
-Hugging Face's head has no bias. A LayerNorm model's final norm has one, so ours moves there: W·β' = W·β + b. The exact
-values stay in the header of the weights for the way back. An RMSNorm model cannot hold a head's bias.
+The head of Hugging Face's sequence classifiers has no bias. A LayerNorm model's final norm has one, so ours moves
+there: W·β' = W·β + b. The exact values stay in the header of the weights for the way back. RMSNorm has none, but the
+head of `LlamaForTokenClassification` has: an RMSNorm classifier becomes one, and its label is that of the last token.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from classifier import LlamaEmbeddingClassifier
 from engine.io.checkpoint import Checkpoint, CheckpointError, load_plain, read_checkpoint
 from engine.io.files import read_json_object, write_json
-from engine.io.huggingface import HEAD, header_notes, read_folder, read_tensors, tokenizer_of, write_folder
+from engine.io.huggingface import HEAD, HEAD_BIAS, header_notes, read_folder, read_tensors, tokenizer_of, write_folder
 from engine.io.huggingface_config import OWN_FIELDS, architecture, check_exportable
 from engine.io.peft_adapter import CONFIG as ADAPTER
 from engine.io.peft_adapter import TENSORS, WEIGHTS, Adapter, base_of, read_adapter, write_adapter
@@ -31,7 +32,7 @@ from tasks.sentiment.checkpoint import ClassifierInfo, adapter_form
 from tokenizer import load_tokenizer
 
 DESCRIPTION = "classifier.json"  # beside an adapter: what config.json says of a whole classifier
-NORM, NORM_BIAS, HEAD_BIAS = "model.norm", "min_llama.norm_bias", "min_llama.head_bias"
+NORM, OWN_NORM_BIAS, OWN_HEAD_BIAS = "model.norm", "min_llama.norm_bias", "min_llama.head_bias"
 UNUSUAL = 1e-5  # largest error of the moved bias, relative to the bias
 
 
@@ -43,22 +44,24 @@ def check_classifier(model: LlamaEmbeddingClassifier) -> None:
     head_tensors(model)
 
 
+def per_token(model: LlamaEmbeddingClassifier) -> bool:
+    """True if only Hugging Face's token classifiers can hold the head: it has a bias, and the final norm has none."""
+    return model.llama.config.norm_type == "rmsnorm" and bool(model.classifier_head.bias.any())
+
+
 def head_tensors(model: LlamaEmbeddingClassifier) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The head, with the final norm's new bias, by Hugging Face's names; and the exact biases as header notes."""
     head, norm = model.classifier_head, model.llama.norm
     weight, bias = head.weight.detach(), head.bias.detach()
     if not bias.any():
         return {HEAD: weight}, {}
-    if model.llama.config.norm_type != "layernorm":
-        raise ValueError(
-            "classifier_head.bias: Hugging Face's LlamaForSequenceClassification has no bias, and RMSNorm has none "
-            "either that could hold it; a classifier with LayerNorm can be exported"
-        )
+    if per_token(model):
+        return {HEAD: weight, HEAD_BIAS: bias}, {}
     shift = torch.linalg.lstsq(weight.double(), bias.double()[:, None], driver="gelsd").solution[:, 0]
     if (weight.double() @ shift - bias.double()).abs().max() > UNUSUAL * bias.abs().max():
         raise ValueError("classifier_head.bias: the rows of the head depend on each other, so no norm can hold it")
     moved = (norm.bias.detach().double() + shift).float()
-    notes = {NORM_BIAS: json.dumps(norm.bias.tolist()), HEAD_BIAS: json.dumps(bias.tolist())}
+    notes = {OWN_NORM_BIAS: json.dumps(norm.bias.tolist()), OWN_HEAD_BIAS: json.dumps(bias.tolist())}
     return {HEAD: weight, f"{NORM}.weight": norm.weight.detach(), f"{NORM}.bias": moved}, notes
 
 
@@ -75,9 +78,15 @@ def write_classifier(folder: Path, model: LlamaEmbeddingClassifier, info: Classi
     """Writes a whole classifier without its tokenizer. The output matrix, which it does not use, is left out."""
     others, notes = head_tensors(model)
     config = dataclasses.replace(model.llama.config, tie_embeddings=True)
-    fields = {"architectures": [f"{architecture(config)[1]}ForSequenceClassification"]}
-    fields |= description(model, info) | {"problem_type": "single_label_classification"}
+    fields = {"architectures": [f"{architecture(config)[1]}For{_task(model)}Classification"]}
+    fields |= description(model, info)
+    if not per_token(model):
+        fields["problem_type"] = "single_label_classification"
     write_folder(folder, config, model.llama.state_dict(), fields, others, notes)
+
+
+def _task(model: LlamaEmbeddingClassifier) -> str:
+    return "Token" if per_token(model) else "Sequence"
 
 
 def write_peft(
@@ -93,7 +102,8 @@ def write_peft(
             layers.setdefault(f"{stem.removeprefix('llama.')}.weight", {})[ending] = tensor
     others, notes = head_tensors(model)
     adapter = Adapter(adapter_form(content), content["rank"], content["alpha"], layers, others)
-    fields = {"task_type": "SEQ_CLS", "modules_to_save": ["score", *([NORM] if notes else [])]}
+    task = "TOKEN_CLS" if per_token(model) else "SEQ_CLS"
+    fields = {"task_type": task, "modules_to_save": ["score", *([NORM] if notes else [])]}
     write_adapter(folder, model.llama.config, adapter, fields | {"base_model_name_or_path": base}, notes)
     write_json(folder / DESCRIPTION, description(model, info))
 
@@ -126,6 +136,8 @@ def _classifier(
 ) -> tuple[LlamaEmbeddingClassifier, ClassifierInfo]:
     if HEAD not in tensors:
         raise CheckpointError(f"{folder} is not a classifier: it has no {HEAD}")
+    if HEAD_BIAS in tensors and OWN_FIELDS not in fields:
+        raise CheckpointError(f"{folder} labels tokens, not texts: its {HEAD_BIAS} is a token classifier's")
     head = tensors[HEAD].float()
     tokenizer = tokenizer_of(folder) or checkpoint.tokenizer
     if tokenizer is None:
@@ -140,10 +152,10 @@ def _classifier(
     notes = header_notes(weights) if weights.is_file() else {}
     with torch.no_grad():
         model.classifier_head.weight.copy_(head)
-        model.classifier_head.bias.zero_()
-        if NORM_BIAS in notes:
-            model.llama.norm.bias = torch.nn.Parameter(torch.tensor(json.loads(notes[NORM_BIAS])))
-            model.classifier_head.bias.copy_(torch.tensor(json.loads(notes[HEAD_BIAS])))
+        model.classifier_head.bias.copy_(tensors.get(HEAD_BIAS, torch.zeros(len(head))))
+        if OWN_NORM_BIAS in notes:
+            model.llama.norm.bias = torch.nn.Parameter(torch.tensor(json.loads(notes[OWN_NORM_BIAS])))
+            model.classifier_head.bias.copy_(torch.tensor(json.loads(notes[OWN_HEAD_BIAS])))
     return model.eval(), info
 
 
