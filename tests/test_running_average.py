@@ -122,6 +122,18 @@ def test_the_average_is_measured_and_kept(tmp_path):
     assert not torch.equal(best["classifier_head.weight"], plain["classifier_head.weight"])
 
 
+def test_an_adapter_holds_the_average(tmp_path):
+    write_tiny_checkpoint(tmp_path / "tiny.pt")
+    train(tmp_path / "lora", "--option=lora", f"--dev_out={tmp_path}/dev-lora-output.txt", "--epochs=1", "--ema=0.9",
+          f"--test_out={tmp_path}/test-lora-output.txt")  # fmt: skip
+    adapter = load_plain(next((tmp_path / "lora").glob("*/best.pt")))["model"]
+    state = load_plain(next((tmp_path / "lora").glob("*/last.pt")))
+    averages = {name.removeprefix("kept."): tensor for name, tensor in state["tensors"].items()}
+    assert {*adapter, "steps"} == set(averages)
+    assert all(torch.equal(tensor, averages[name]) for name, tensor in adapter.items())
+    assert not torch.equal(adapter["classifier_head.weight"], state["model"]["classifier_head.weight"])
+
+
 @pytest.mark.parametrize(
     "more", [["--ema", "0.9", "--average", "0.5"], ["--proximal_momentum", "0.5"], ["--ema", "1.5"]]
 )
