@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import run_llama
 from config import ATTENTION_VARIANTS, LlamaConfig
 from engine.decode.continuous_batching import one_by_one, refilled
 from engine.decode.sampling import Sampler
@@ -19,6 +20,7 @@ from tasks.attention_maps import attention_weights
 from tests.golden.numpy_llama import slope, softmax, turn
 from tests.oracles import random_llama
 from tests.test_gradient_checkpointing import assert_same_bits, gradients
+from tests.tiny import TOKENIZER, write_corpus
 
 SMALL = {"vocab_size": 61, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 24}
 ALL = {"attention_type": "differential", "gated_heads": True, "sliding_window": 4}
@@ -164,3 +166,13 @@ def test_the_fast_paths_of_adders_leave_variants_to_the_plain_one(name):
     with pytest.raises(ValueError, match="plain attention"):
         check_config(variant)
     assert not supported(variant, torch.device("cpu"))
+
+
+def test_a_run_goes_on_only_with_the_attention_it_began_with(tmp_path, capsys):
+    paths = ["--corpus", str(write_corpus(tmp_path / "corpus.txt", 20)), "--tokenizer", str(TOKENIZER)]
+    shape = ["--dim=16", "--n_layers=1", "--n_heads=2", "--n_kv_heads=2", "--max_seq_len=32", "--epochs=1"]
+    words = ["--option", "pretrain", *paths, *shape, "--threads=1", "--save_dir", str(tmp_path / "run")]
+    assert run_llama.main([*words, "--sliding_window", "8"]) == 0
+    assert read_checkpoint(tmp_path / "run" / "best.pt").config.sliding_window == 8
+    assert run_llama.main([*words, "--resume"]) == 2
+    assert "was started with sliding_window 8, not None" in capsys.readouterr().err

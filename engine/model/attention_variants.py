@@ -34,8 +34,8 @@ class DifferentialAttention(nn.Module):
     def __init__(self, config: LlamaConfig, layer_id: int):
         super().__init__()
         self.first_lambda = first_lambda(layer_id)
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            self.register_parameter(name, nn.Parameter(nn.init.normal_(torch.empty(config.head_dim), std=LAMBDA_STD)))
+        first = [nn.init.normal_(torch.empty(config.head_dim), std=LAMBDA_STD) for _ in range(4)]
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = map(nn.Parameter, first)
         self.norm = RMSNorm(2 * config.head_dim, config.layer_norm_eps)
 
     def weight(self) -> Tensor:
@@ -52,10 +52,8 @@ class DifferentialAttention(nn.Module):
         `attend` is plain attention, and the other arguments are those of `Attention.compute_query_key_value_scores`.
         """
         pairs = value.unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)  # (batch, n_kv_heads / 2, keys, 2 * head_dim)
-        by_head = mask is not None and mask.shape[1] > 1
-        first, second = (
-            attend(query[:, i::2], key[:, i::2], pairs, mask[:, i::2] if by_head else mask) for i in (0, 1)
-        )
+        masks = [mask, mask] if mask is None or mask.shape[1] == 1 else [mask[:, ::2], mask[:, 1::2]]  # ALiBi's by head
+        first, second = (attend(query[:, i::2], key[:, i::2], pairs, masks[i]) for i in (0, 1))
         return (1.0 - self.first_lambda) * self.norm(first - self.weight().to(first.dtype) * second)
 
 

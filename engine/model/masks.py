@@ -42,9 +42,9 @@ def attention_mask(
     distance of less than W are visible.
     """
     seqlen, device = tokens.shape[1], tokens.device
-    limited = window is not None and past + seqlen > window
-    ordinary = padding_mask is None and document_ids is None and slopes is None and not limited
-    if ordinary and (past == 0 or seqlen == 1):
+    window = None if window is not None and past + seqlen <= window else window
+    plain = all(given is None for given in (padding_mask, document_ids, slopes, window))
+    if plain and (past == 0 or seqlen == 1):
         return None
     queries = torch.arange(past, past + seqlen, device=device)[:, None]
     keys = torch.arange(past + seqlen, device=device)[None]
@@ -54,7 +54,7 @@ def attention_mask(
         positions = document_positions(document_ids)
     elif padding_mask is not None:
         positions = padded_positions(padding_mask)
-    if limited:
+    if window is not None:
         distance = positions[:, None, past:, None] - positions[:, None, None, :]  # (batch or 1, 1, seqlen, keys)
         visible = visible & (distance.abs() < window)
     if document_ids is not None:

@@ -57,8 +57,8 @@ def read_state(path: Path, identity: dict[str, Any], best: str = "best.pt") -> d
             raise damaged(path, f"its {name} is not a {kind.__name__}")
     if (processes := len(state["random"])) != distributed.size():
         raise CheckpointError(f"{path} was started with {processes} process(es), not {distributed.size()}")
-    for name, value in identity.items():
-        original = state["identity"].get(name)
+    for name in state["identity"] | identity:  # a field at its default may be missing on either side
+        original, value = state["identity"].get(name), identity.get(name)
         if isinstance(original, Tensor) or original != value:
             raise CheckpointError(f"{path} was started with {name} {original}, not {value}")
     state["progress"] = _progress(path, state["progress"])
