@@ -29,6 +29,7 @@ from llama import Llama
 from tasks import cli, plots
 from tasks.methods.flags import DecodingSettings
 from tasks.pretrained import load_model
+from tasks.provenance import digest
 from tasks.stories.continuations import Story, bleu, check_bleu, choose, continuation_perplexity, room
 from tasks.stories.data import read_documents
 from tokenizer import AnyTokenizer
@@ -49,6 +50,7 @@ RULES = {
 }
 CONTRASTIVE = {"contrastive, α 0.6, k 5": (0.6, 5)}
 BEAMS = {"beam 5, length penalty 0": (5, 0.0), "beam 5, length penalty 1": (5, 1.0)}
+OUTPUT = "decoding.json"
 ALL = (*RULES, *CONTRASTIVE, *BEAMS)
 Prompts = Sequence[list[int]]
 Decode = Callable[[Prompts, int], list[list[int]]]  # prompts, seed -> new tokens without EOS
@@ -131,49 +133,52 @@ def figures(
 
 
 def speeds(decodes: Mapping[str, Decode], prompts: Prompts, seed: int) -> dict[str, float]:
-    """Tokens per second of each method, one prompt at a time: the median of rounds in which all take turns."""
+    """Tokens of each method per second of processor time, one prompt at a time.
+
+    The median of rounds in which all methods take turns. Processor time, unlike a clock, forgives other programs.
+    """
     rates: dict[str, list[float]] = {name: [] for name in decodes}
     for _ in tqdm(range(ROUNDS), desc="speed", unit="round"):
         for name, decode in decodes.items():
-            started = time.perf_counter()
+            started = time.process_time()
             count = sum(len(decode([prompt], seed)[0]) for prompt in prompts)
-            rates[name].append(count / (time.perf_counter() - started))
+            rates[name].append(count / (time.process_time() - started))
     return {name: round(statistics.median(rounds), 1) for name, rounds in rates.items()}
 
 
 def compare(
-    model: Llama, tokenizer: AnyTokenizer, stories: list[Story], settings: DecodingSettings, target: Path
-) -> dict[str, Any]:
-    """Everything that `table` shows: figures only, no text. Each draw is written to `target` as it ends.
-
-    Draws that an earlier run with the same settings, stories and model has left there are not made again.
-    """
+    model: Llama, tokenizer: AnyTokenizer, stories: list[Story], settings: DecodingSettings, measured: dict[str, Any]
+) -> None:
+    """Completes `measured`, and writes it to `--out` after every draw: figures only, no text."""
+    target = Path(settings.out) / OUTPUT
     prompts = [story.prompt for story in stories]
     decodes = ways(model, tokenizer.eos_id, room(model, settings.max_new_tokens, settings.prompt_tokens))
-    truth = figures(model, tokenizer, stories, [s.continuation for s in stories], [s.text for s in stories])
-    measured: dict[str, Any] = {
-        "stories": len(stories), "prompt_tokens": settings.prompt_tokens, "max_new_tokens": settings.max_new_tokens,
-        "seed": settings.seed, "real text": {name: value for name, value in truth.items() if name != "bleu"},
-    }  # fmt: skip
-    measured["methods"] = _earlier(target, measured) or {name: {"draws": []} for name in decodes}
+    if "real text" not in measured:
+        rows, texts = [story.continuation for story in stories], [story.text for story in stories]
+        truth = figures(model, tokenizer, stories, rows, texts)
+        measured["real text"] = {name: value for name, value in truth.items() if name != "bleu"}
+    methods = measured.setdefault("methods", {name: {"draws": []} for name in decodes})
+    if settings.timed:
+        for name, rate in speeds(decodes, prompts[: settings.timed], settings.seed).items():
+            methods[name]["tokens_per_second"] = rate
+        write_json(target, measured)
     for name, decode in tqdm(decodes.items(), desc="methods", unit="method"):
         sampled = name in RULES and RULES[name].temperature > 0.0
-        draws = measured["methods"][name]["draws"]
+        draws = methods[name]["draws"]
         for number in range(len(draws), settings.draws if sampled else 1):
             rows = decode(prompts, settings.seed + len(stories) * number)
             draws.append(figures(model, tokenizer, stories, rows))
             write_json(target, measured)
-    for name, rate in speeds(decodes, prompts[: settings.timed], settings.seed).items():
-        measured["methods"][name]["tokens_per_second"] = rate
-    write_json(target, measured)
-    return measured
 
 
-def _earlier(target: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The methods in a file of an earlier run with this header; None if there is none."""
+def earlier(settings: DecodingSettings, model_path: Path) -> dict[str, Any]:
+    """What an earlier run with the same settings, model and text has measured; else only how this run is made."""
+    described = {name: getattr(settings, name) for name in ("stories", "prompt_tokens", "max_new_tokens", "seed")}
+    described |= {"model": digest(model_path), "corpus": [digest(path) for path in settings.corpus]}
+    target = Path(settings.out) / OUTPUT
     content = read_json_object(target) if target.exists() else {}
-    methods = content.pop("methods", {})
-    return methods if content == header and set(methods) == set(ALL) else None
+    same = all(content.get(name) == value for name, value in described.items())
+    return content if same and set(content.get("methods", ())) == set(ALL) else described
 
 
 def means(measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -183,7 +188,7 @@ def means(measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         draws = method["draws"]
         rows[name] = {figure: statistics.fmean(draw[figure] for draw in draws) for figure in draws[0]}
         rows[name]["gap"] = rows[name]["perplexity"] - measured["real text"]["perplexity"]
-        rows[name]["tokens_per_second"] = method["tokens_per_second"]
+        rows[name] |= {figure: value for figure, value in method.items() if figure != "draws"}
     return rows
 
 
@@ -213,7 +218,7 @@ def prepare(settings: DecodingSettings) -> cli.Work:
     documents = [document for path in settings.corpus for document in read_documents(path)]
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    target = check_writable(out / "decoding.json")
+    check_writable(out / OUTPUT)
     device = set_up(settings.seed, settings.use_gpu, settings.threads)
     model, tokenizer, path = load_model(settings, device, mapped=False)
     longest = model.config.max_seq_len - 2
@@ -224,9 +229,10 @@ def prepare(settings: DecodingSettings) -> cli.Work:
 
     def work() -> None:
         print(f"load model from {path}")
-        measured = compare(model, tokenizer, stories, settings, target)
+        measured = earlier(settings, path)
+        compare(model, tokenizer, stories, settings, measured)
         draw(measured, out / "decoding.png")
-        print(table(measured) + f"\nwrote {target} and {out / 'decoding.png'}")
+        print(table(measured) + f"\nwrote {out / OUTPUT} and {out / 'decoding.png'}")
 
     return work
 

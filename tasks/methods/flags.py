@@ -14,6 +14,7 @@ from tasks.settings import (
     DEFAULT_MODEL,
     MachineSettings,
     ModelSettings,
+    count,
     flag,
     input_flag,
     number,
@@ -68,6 +69,9 @@ class DecodingSettings(CorpusSettings, ModelSettings, MachineSettings):
     stories: int = flag(200, "documents to continue", type=positive, metavar="N")
     prompt_tokens: int = flag(32, "tokens of a document in the prompt", type=positive, metavar="N")
     max_new_tokens: int = flag(64, "tokens per continuation", type=positive, metavar="N")
-    draws: int = flag(2, "samples of each story by methods that sample", type=positive, metavar="N")
-    timed: int = flag(3, "stories decoded one at a time for the speed", type=positive, metavar="N")
+    draws: int = flag(
+        2, "samples of each story by methods that sample; a later run with more adds to them", type=positive,
+        metavar="N",
+    )  # fmt: skip
+    timed: int = flag(3, "stories decoded one at a time for the speed; 0: leave it out", type=count, metavar="N")
     out: str = flag("runs/methods", "folder for decoding.json and decoding.png", metavar="DIR")
