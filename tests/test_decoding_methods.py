@@ -94,14 +94,15 @@ def test_a_stopped_run_continues_and_other_settings_begin_anew(tmp_path, monkeyp
     monkeypatch.setattr(decoding, "figures", counted)
     monkeypatch.setattr(decoding, "speeds", lambda decodes, *arguments: dict.fromkeys(decodes, 1.0))
     monkeypatch.setattr(decoding, "draw", lambda *arguments: None)
-    assert decoding.main(command(tmp_path)) == 130
-    assert decoding.main(command(tmp_path)) == 0
+    words = command(tmp_path)
+    assert decoding.main(words) == 130
+    assert decoding.main(words) == 0
     stopped, count = json.loads(target.read_text("utf-8")), len(calls)
     assert count == 4 + 17 - 2  # 17 draws in all, 2 of them and the real text made before
     target.unlink()
-    assert decoding.main(command(tmp_path)) == 0
+    assert decoding.main(words) == 0
     assert json.loads(target.read_text("utf-8")) == stopped
-    assert decoding.main(command(tmp_path, seed=9)) == 0
+    assert decoding.main([*words, "--seed", "9"]) == 0
     assert json.loads(target.read_text("utf-8")) != stopped and len(calls) == count + 2 * 18
 
 
