@@ -113,6 +113,29 @@ def test_muon_in_cpp_is_muon_in_torch_in_float64(pair):
         assert (parameters - others).abs().max() < 2e-4 * moved
 
 
+def test_the_compiled_update_is_backward_and_step_in_float64(pair):
+    """Five updates with clipping and decay, the rate falling; losses and weights agree."""
+    model, native = pair
+    fast, exact = copy.deepcopy(model), copy.deepcopy(model).double()
+    options = {"lr": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.3, "clip_each": True}
+    one, other = (FlatMuon(each.parameters(), each.shapes, **options) for each in (fast, exact))
+    one.native = native
+    a, b, _ = problems(64)
+    targets = 5 * len(a) + int((a + b >= 10000).sum())
+    for step in range(5):
+        for optimizer in (one, other):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (step + 1)
+        losses = summed_losses(exact, a, b, torch.ones(len(a))) / targets
+        exact.zero_grad()
+        losses.sum().backward()
+        other.step()
+        assert one.compiled_step(a, b, targets) == pytest.approx(float(losses.detach().mean()), rel=1e-5)
+    for start, parameters, others in zip(model.seeds, fast.seeds, exact.seeds, strict=True):
+        moved = (others - start).abs().max()
+        assert (parameters - others).abs().max() < 1e-3 * moved
+    assert one.state[fast.seeds[0]]["step"] == 5
+
+
 @pytest.mark.parametrize("shape", [{"norm_type": "rmsnorm"}, {"tie_embeddings": False}, {"dim": 128}])
 def test_what_the_step_does_not_compute_is_left_to_torch(shape):
     assert not supported(config_of(**{"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2} | shape), CPU)

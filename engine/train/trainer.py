@@ -71,6 +71,7 @@ class Workload(Protocol):
 
     # Optional: `tally: dict[str, float]`, counters that `loss` updates. They are saved and restored with a run.
     # Optional: `tensors: dict[str, Tensor]`, which are saved with a run and restored in place.
+    # Optional: `compiled_update(batches)`, which replaces `update`: the mean loss and the number of targets.
     # Optional: `best_name: str`, the name of the best checkpoint if it is not best.pt.
 
 
@@ -229,10 +230,13 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
         scale = self.scaler.get_scale()
-        total, targets = update(
-            self.model, self.optimizer, batches, self.workload.count, self.workload.loss,
-            lambda: autocast(self.device, self.dtype), self.scaler,
-        )  # fmt: skip
+        if compiled := getattr(self.workload, "compiled_update", None):
+            total, targets = compiled(batches)
+        else:
+            total, targets = update(
+                self.model, self.optimizer, batches, self.workload.count, self.workload.loss,
+                lambda: autocast(self.device, self.dtype), self.scaler,
+            )  # fmt: skip
         scaled = self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0  # skipped, with a lower scale next
         if not (math.isfinite(total) or scaled):
             raise self._not_finite(f"the loss is {total}", progress.step + 1)

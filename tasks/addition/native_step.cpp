@@ -289,3 +289,22 @@ extern "C" void adder_muon(R* w, const R* before, const R* g, R* momentum, const
 #undef MUON
   }
 }
+// A whole update of one model with Muon: mean loss (its value is returned), clipping, AdamW, then Muon for the matrices.
+// `rates`: step size, eps, beta1, beta2, largest norm (0: none), decay, Muon's beta and rate.
+extern "C" double adder_update(R* w, R* mean, R* square, R* momentum, const int64_t* a, const int64_t* b, const R* weights, int n, const R* rates, const R* abc) {
+  static thread_local R g[P], before[P];
+  double sums[2], norm = 0;
+  adder_step(w, a, b, weights, n, sums, g, nullptr);
+  for (int p = 0; p < P; p++) norm += (double)g[p] * g[p];
+  double factor = rates[4] / (std::sqrt(norm) + 1e-6);
+  R clip = rates[4] > 0 && factor < 1 ? factor : 1;
+  for (int p = 0; p < P; p++) {
+    g[p] *= clip;
+    before[p] = w[p] * (1 - rates[5]);
+    mean[p] += (1 - rates[2]) * (g[p] - mean[p]);
+    square[p] = rates[3] * square[p] + (1 - rates[3]) * g[p] * g[p];
+    w[p] = (w[p] - rates[0] * mean[p] / (std::sqrt(square[p]) + rates[1])) * (1 - rates[5]);
+  }
+  adder_muon(w, before, g, momentum, abc, rates[6], rates[7]);
+  return sums[0];
+}

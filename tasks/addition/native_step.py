@@ -78,6 +78,7 @@ class NativeStep:
         built_for = self.library.adder_setup(_pointer(order), *map(_pointer, tables), eps)
         if built_for != size or len(tables[0]) != POSITIONS:
             raise RuntimeError("the C++ step was compiled for another number of parameters")
+        self.library.adder_update.restype = ctypes.c_double
         self.size = size
         self.coefficients = torch.tensor(COEFFICIENTS)
         self.threads = torch.get_num_threads()
@@ -121,6 +122,15 @@ class NativeStep:
         """Moves the matrices of the layers of one model from `before` by Muon's step; updates `momentum`. All (P,)."""
         tensors = map(_pointer, (parameter, before, gradient, momentum, self.coefficients))
         self.library.adder_muon(*tensors, ctypes.c_float(beta), ctypes.c_float(rate))
+
+    def update(self, tensors: tuple[Tensor, ...], batch: tuple[Tensor, Tensor, Tensor], rates: Tensor) -> float:
+        """One update of a model with Muon; returns the weighted loss.
+
+        `tensors` are the parameters, AdamW's two moments and Muon's momentum, each (P,); a batch: a and b, (n,) int64,
+        and weights (n,). `adder_update` in the C++ file lists the rates.
+        """
+        count, last = ctypes.c_int(len(batch[0])), (rates, self.coefficients)
+        return self.library.adder_update(*map(_pointer, (*tensors, *batch)), count, *map(_pointer, last))
 
 
 class _Losses(torch.autograd.Function):

@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from config import LlamaConfig
 from engine.io.checkpoint import parameter_shapes
 from engine.io.files import check_writable
 from engine.io.locks import hold_folder
+from engine.train import distributed
 from engine.train.run_log import RunLog
 from engine.train.state import Progress
 from engine.train.trainer import Trainer, TrainSettings
@@ -62,8 +66,16 @@ class TrainingPlan:
         """Compiles the step, if that pays."""
         if self.compile_step:
             native, optimizer = self.workload.compile_step(self.trainer.model), self.trainer.optimizer
-            if isinstance(optimizer, FlatMuon):
+            if native and isinstance(optimizer, FlatMuon):
                 optimizer.native = native
+                alone = native.threads <= len(self.seeds) and distributed.size() == 1  # no batch is shared
+                if alone and self.trainer.settings.accumulation == 1:
+                    self.workload.compiled_update = partial(self._update, optimizer)
+
+    def _update(self, optimizer: FlatMuon, batches: Sequence[Tensor]) -> tuple[float, int]:
+        problems, targets = self.workload.training, self.workload.count(batches[0])
+        a, b = (numbers[batches[0]].long() for numbers in (problems.a, problems.b))
+        return optimizer.compiled_step(a, b, targets), targets
 
     def examples_after(self, progress: Progress) -> int:
         """Number of examples seen at this point of the run."""

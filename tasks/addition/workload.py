@@ -132,6 +132,7 @@ class AdditionWorkload:
         self.easy = easy_problems(training) if shares.zeros else torch.empty(0, dtype=torch.int32)
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of = summed_losses, measured
+        self.compiled_update: Callable[[Sequence[Tensor]], tuple[float, int]] | None = None
         self._drawn: tuple[int, Tensor] | None = None
         self.best_seed = 0
 
