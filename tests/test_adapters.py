@@ -88,7 +88,8 @@ def their_logits(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 def random_adapters(base: Llama, form: str) -> Llama:
     """Adapters that are not at their initial values."""
     torch.manual_seed(1)
-    model = apply_adapters(copy.deepcopy(base), form, RANK, ALPHA, TARGETS["all"])
+    model = copy.deepcopy(base)
+    apply_adapters(model, form, RANK, ALPHA, TARGETS["all"])
     with torch.no_grad():
         for parameter in get_lora_optimizer_params(model):
             parameter += 0.2 * torch.randn_like(parameter)
@@ -116,8 +117,8 @@ def test_logits_are_pefts_and_stay_when_merged(form):
 def test_the_first_losses_are_pefts(form, ratio):
     base = random_llama(**FIELDS, scale=2.0, norm_type="rmsnorm")
     torch.manual_seed(2)
-    ours = apply_adapters(copy.deepcopy(base), form, RANK, ALPHA, TARGETS["all"])
-    theirs = their_model(base, form)
+    ours, theirs = copy.deepcopy(base), their_model(base, form)
+    apply_adapters(ours, form, RANK, ALPHA, TARGETS["all"])
     copy_adapters(ours, theirs)
     with torch.no_grad():
         assert torch.equal(our_logits(ours, TOKENS[0]), our_logits(base, TOKENS[0])), "adapters must start as nothing"

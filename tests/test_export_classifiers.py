@@ -12,7 +12,7 @@ import torch
 
 import run_llama
 from classifier import LlamaEmbeddingClassifier
-from engine.io.checkpoint import read_checkpoint
+from engine.io.checkpoint import CheckpointError, read_checkpoint
 from engine.io.files import read_json_object, write_json
 from engine.io.huggingface_config import OWN_FIELDS
 from engine.model.adapters import FORMS, apply_adapters
@@ -125,28 +125,39 @@ def test_an_adapter_names_the_base_that_the_user_names(tmp_path, adapted, finetu
     assert "--base_model is for an adapter" in error
 
 
-def test_a_peft_adapter_of_a_language_model_is_merged(tmp_path):
+PEFT = {
+    "lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True},
+    "both": {"use_rslora": True, "use_dora": True}, "ia3": {"feedforward_modules": ["down_proj", "q_proj"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PEFT)
+def test_a_peft_adapter_of_a_language_model_is_merged(tmp_path, form):
     import peft
 
-    theirs = write_folder(tmp_path / "base")
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "k_proj", "down_proj"], task_type="CAUSAL_LM")
+    theirs, out = write_folder(tmp_path / "base"), tmp_path / "adapter"
+    fields = PEFT[form] | {"target_modules": ["q_proj", "k_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    config = peft.IA3Config(**fields) if form == "ia3" else peft.LoraConfig(r=3, lora_alpha=5, **fields)
     adapted = peft.get_peft_model(theirs, config)
     torch.manual_seed(0)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(tmp_path / "adapter")
-    model = load_pretrained(str(tmp_path / "adapter"))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.15 * torch.randn_like(parameter)
+    adapted.save_pretrained(out)
+    model = load_pretrained(str(out))
     tokens = TOKENS % 300
     with torch.no_grad():
         expected = adapted.eval()(tokens).logits
         plain = from_checkpoint(read_checkpoint(tmp_path / "base"))(tokens, targets=tokens)[0]
         assert (model(tokens, targets=tokens)[0] - expected).abs().max() < 2e-6 * expected.abs().max()
         assert (plain - expected).abs().max() > 1e-2 * expected.abs().max()
-    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}), "utf-8")
-    with pytest.raises(ValueError, match="lora_magnitude_vector"):
-        read_checkpoint(tmp_path / "adapter")
+    settings = json.loads((out / "adapter_config.json").read_text("utf-8"))
+    wrong = {"peft_type": "LORA", "r": 3, "lora_alpha": 5} if form == "ia3" else {"use_dora": "lora" in form}
+    for changed, reason in ((wrong, "its configuration and the base need"), ({"bias": "all"}, "bias 'all'")):
+        (out / "adapter_config.json").write_text(json.dumps(settings | changed), "utf-8")
+        with pytest.raises(CheckpointError, match=reason):
+            read_checkpoint(out)
 
 
 def in_use(folder: Path) -> torch.Tensor:

@@ -83,9 +83,9 @@ def read_adapter(folder: Path, config: LlamaConfig) -> Adapter:
             raise CheckpointError(f"{folder / CONFIG}: {name} {fields.get(name)!r} is not supported")
     form, rank, alpha = _form(folder / CONFIG, fields)
     tensors = {n.removeprefix(PREFIX): t.float() for n, t in read_weights(folder / WEIGHTS).items()}
-    layers: dict[str, dict[str, Tensor]] = {}
+    names, layers = their_names(config), dict[str, dict[str, Tensor]]()
     for name, shape in parameter_shapes(config).items():
-        stem = their_names(config).get(name, name).removesuffix(".weight")
+        stem = names.get(name, name).removesuffix(".weight")
         own = {o: tensors.pop(f"{stem}.{t}") for o, t in TENSORS.items() if f"{stem}.{t}" in tensors}
         if own:
             _check_layer(folder / WEIGHTS, stem, own, _shapes(form, rank, shape))

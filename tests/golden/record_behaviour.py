@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PIXELS = (".png", ".pdf")  # drawn files: only that they are there is recorded
 VOLATILE = re.compile(r"tokens/s|tokens_per_second|seconds|minutes|CPU threads|examples/s|\bhours\b|problems/s")
 VOLATILE_KEYS = {"seconds", "processor_seconds", "minutes", "hours", "tokens_per_second", "command", "torch", "made"}
+VOLATILE_KEYS |= {"peak_memory_mb"}
 LLAMA2C = {"compute_query": "wq", "compute_key": "wk", "compute_value": "wv", "compute_output": "wo"}
 WORDS = "the cat sat on a mat and saw one small bird in an old tree while Tom ran home with Ann to eat".split()
 
