@@ -17,7 +17,7 @@ Records = Mapping[str, Mapping[str, Any]]
 SHORTEST = 2  # runs that a deviation needs
 COSTS = {  # figures of a run's result that have a column where any run has them
     "trained_parameters": ("trained parameters", "{:,.0f}"), "trained_share": ("share", "{:.2%}"),
-    "peak_memory_mb": ("peak memory", "{:,.0f} MB"),
+    "peak_memory_mb": ("peak memory", "{:,.0f} MB"), "tokens_per_second": ("tokens/s", "{:,.0f}"),
 }  # fmt: skip
 BITS = "dev_bits_per_byte"  # of language models, instead of dev_acc; less is better
 

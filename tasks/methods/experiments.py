@@ -132,10 +132,12 @@ def run_job(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, Any]:
 
 
 def pretrained_figures(valid: Path, work: Path, machine: Sequence[str]) -> dict[str, Any]:
-    """Bits per byte of the best language model in `work` on the text `valid`."""
+    """Bits per byte of the best language model in `work` on the text `valid`, and training tokens per second."""
     model = ["--pretrained-model-path", str(work / "best.pt"), "--save_dir", str(work)]
     _output_of(["--option", "evaluate", "--corpus", str(valid), *model, *machine])
-    return {"dev_bits_per_byte": read_json_object(work / "evaluate.json")["bits_per_byte"]}
+    last = [record for record in run_log.read(work / "log.jsonl") if "targets" in record][-1]
+    speed = round(last["targets"] / last["seconds"])  # of a run by itself only if it ran alone
+    return {"dev_bits_per_byte": read_json_object(work / "evaluate.json")["bits_per_byte"], "tokens_per_second": speed}
 
 
 def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
