@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import stat
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -13,8 +16,32 @@ import pytest
 
 from tasks.submission import zip_file
 from tasks.submission.zip_file import check_archive, unpack, write_zip
+from tests.tiny import ROOT
 
 LARGE = 40 << 20  # bytes
+FOREIGN = ("safetensors", "tokenizers", "transformers", "peft", "gguf", "huggingface_hub")
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys({packages}))  # an import of None fails
+import run_llama
+sys.exit(run_llama.main({flags}))
+"""
+
+
+@pytest.mark.parametrize("option", ["generate", "prompt", "finetune"])
+def test_the_course_s_options_need_no_package_of_other_formats(tmp_path, option):
+    flags = {"generate": ["--max_new_tokens", "3"], "finetune": ["--help"]}.get(option, [])
+    if option == "prompt":
+        for split in ("train", "dev", "test"):
+            (tmp_path / f"tiny-{split}.txt").write_text("1 ||| A film to remember.\n0 ||| It is dull.\n", "utf-8")
+            flags += [f"--{split}", f"tiny-{split}.txt"]
+        flags += ["--label-names", str(ROOT / "data" / "reviews-label-mapping.json")]
+        flags += [f"--{split}_out=tiny-{split}-prompting-output.txt" for split in ("dev", "test")]
+    program = WITHOUT.format(packages=FOREIGN, flags=["--option", option, "--threads", "1", *flags])
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def peak_of(work: Callable[[], object]) -> int:
