@@ -103,6 +103,21 @@ def test_the_worth_of_the_fast_paths_is_what_was_measured():
     assert all(paths[f"shipped, {n} thread(s)"]["int8 weights"]["relative"] < 1 for n in (1, 2))
 
 
+def test_the_comparison_with_transformers_is_what_was_measured():
+    results = json.loads((ROOT / "docs" / "real_model.json").read_text("utf-8"))
+    page, sides = (ROOT / "docs" / "real_models.md").read_text("utf-8"), ("ours", "transformers")
+    shown = [row[1:] for row in table_rows("docs/real_models.md", "Against transformers")[1:]]
+    errors = [f"{results[f'float64_error_{side}']:.1e}".replace("e-0", "e-") for side in sides]
+    measured = [[f"{results[f'{name}_{side}']}" for side in sides]
+                for name in ("tokens_per_second", "gigabytes_per_second")]  # fmt: skip
+    assert shown == [*measured, errors]
+    assert f"median ratio of the rounds: {results['ratio']})" in page and results["ratio"] > 2
+    assert f"as many numbers: {results['gigabytes_per_second_of_reading']})" in page
+    assert results["equal_texts"] == results["equal_texts_gguf"] == results["texts"] == 10
+    for name in ("logit_error_folder", "threads_error_transformers"):
+        assert f"{results[name]:.1e}".replace("e-0", "e-") in page
+
+
 def test_the_shipped_models_figures_are_what_was_measured():
     page = (ROOT / "docs" / "pretraining.md").read_text("utf-8")
     evaluation = json.loads((ROOT / "models" / "evaluate.json").read_text("utf-8"))
