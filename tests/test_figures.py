@@ -14,11 +14,14 @@ from config import LlamaConfig
 from engine.io.checkpoint import parameter_shapes
 from llama import Llama
 from lora import TARGETS, apply_lora, count_lora_parameters
+from tasks.methods.comparison import accuracies, spread, table
+from tasks.methods.experiments import read_results
 from tests import leader_board
 from tests.tiny import ROOT
 
 SENTIMENT = json.loads((ROOT / "docs" / "sentiment_results.json").read_text("utf-8"))
 GENERATION = json.loads((ROOT / "docs" / "generation_results.json").read_text("utf-8"))
+METHODS = ROOT / "results" / "methods"
 METRICS = ("dev_acc", "test_acc", "dev_macro_f1", "test_macro_f1")
 
 
@@ -61,15 +64,45 @@ def test_the_sentiment_tables_are_what_was_measured(data, heading, columns):
         assert cells == [measured[row][metric] for metric in columns], row
 
 
-def test_readme_repeats_the_sentiment_figures():
-    measured = measured_sentiment("sst")
+def test_readme_repeats_the_figures_of_the_methods():
     names = {
-        "fine-tuning at the course's 2e-5": "finetune, rate 2e-5",
-        "fine-tuning at 3e-4": "finetune, rate 3e-4",
-        "LoRA on all matrices": "lora, all matrices, rank 8, cosine from 2e-3",
+        "the story model": ("fine-tuning", "fine-tuning"),
+        "`models/reviews.pt`": ("reviews: fine-tuning", "reviews: mean pooling"),
+        "`models/reviews.pt`, CFIMDB and SST together": (None, "reviews: SST's sentences too"),
     }
+    columns = [("sst", "dev"), ("sst", "test"), ("cfimdb", "dev"), ("cfimdb", "imdb")]
+    measured = {column: accuracies(methods_on(column[0]), column[1]) for column in columns}
     shown = {row[0]: row[1:] for row in table_rows("README.md") if row[0] in names}
-    assert shown == {name: [measured[row]["dev_acc"], measured[row]["test_acc"]] for name, row in names.items()}
+    for row, (sst, cfimdb) in names.items():
+        methods = (sst, sst, cfimdb, cfimdb)
+        runs = [measured[column].get(method, {}) for column, method in zip(columns, methods, strict=True)]
+        assert shown[row] == [spread(list(each.values())) if each else "" for each in runs], row
+
+
+def methods_on(data: str) -> list[dict]:
+    """The records of results/methods on a data set."""
+    return [record for record in read_results(METHODS / "results.jsonl").values() if record["data"] == data]
+
+
+@pytest.mark.parametrize(("data", "heading"), [("sst", "SST-5"), ("cfimdb", "CFIMDB, and reviews from elsewhere")])
+def test_the_tables_of_the_methods_are_what_was_measured(data, heading):
+    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(methods_on(data))]
+    assert f"| {' | '.join(header)} |" in (METHODS / "README.md").read_text("utf-8")
+    page = (ROOT / "docs" / "methods.md").read_text("utf-8").split(f"### {heading}\n")[1].split("\n#")[0]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    columns = [header.index(name) for name in shown[0]]
+    assert len(shown) > 5 and shown[1:] == [[line[column] for column in columns] for line in lines]
+
+
+def test_tf_idf_out_of_distribution_is_what_was_measured():
+    figures = json.loads((METHODS / "tfidf.json").read_text("utf-8"))["cfimdb"]
+    shown = [f"{figures[name]:.3f}" for name in ("dev_acc", "imdb-test_acc", "original-dev_acc")]
+    assert f"TF-IDF gets {shown[0]} on CFIMDB's dev set, but {shown[1]} there" in (ROOT / "README.md").read_text(
+        "utf-8"
+    )
+    assert f"gets {shown[0]} on CFIMDB's dev set, but {shown[1]} on IMDB\n  and {shown[2]} on the originals" in (
+        ROOT / "docs" / "methods.md"
+    ).read_text("utf-8")
 
 
 @pytest.mark.parametrize(
