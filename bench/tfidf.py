@@ -26,7 +26,7 @@ INVERSE_STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # scikit-learn's C
 
 
 def tfidf_figures(stem: str, shifted: Sequence[str] = ()) -> dict[str, float | None]:
-    """Accuracy and macro-F1 on dev, test and each shifted set, by its file's stem; None where labels are placeholders."""
+    """Accuracy and macro-F1 on dev, test and each shifted set, by its file's stem; None for placeholders."""
     num_labels = len(read_label_names(f"{stem}-label-mapping.json"))
     train, dev, test = (read_examples(f"{stem}-{split}.txt", num_labels) for split in ("train", "dev", "test"))
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)

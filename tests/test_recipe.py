@@ -73,7 +73,7 @@ def test_a_missing_recipe_is_refused(capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-LISTS = ("ail861_", "methods")  # sizes and lists of several runs
+LISTS = ("ail861_", "methods", "architectures")  # sizes and lists of several runs
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.toml")) if not path.stem.startswith(LISTS)]
 
 
