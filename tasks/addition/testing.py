@@ -31,6 +31,7 @@ VOCABULARY = len(CHARS) + 1
 PROMPT = re.compile(r"([1-9][0-9]{3})\+([1-9][0-9]{3})=?")
 NEAR = 1e-3  # below this margin the plain model decides
 CALL = 512  # problems per call in the exhaustive test; more would not fit in the CPU cache
+NATIVE_CALL = 65536  # of the C++ step, which keeps eight problems in the cache and shares a call among the threads
 
 
 def load_adder(path: str | Path, device: torch.device, **unsaid: Any) -> Llama:
@@ -106,24 +107,24 @@ def exhaustive(
     """
     fast = SideBySide([model])
     device = fast.rope_cos.device
-    margins_of = _compiled(fast, device) if compile_forward else smallest_margins
+    margins_of, size = _compiled(fast, device) if compile_forward else (smallest_margins, CALL)
     doubtful = []
     with tqdm(total=len(part), desc="all problems", unit="problem", unit_scale=True, mininterval=2) as bar:
-        for start in range(part.start, part.stop, CALL):
-            a, b = ordered_problems(start, part.stop, device)
+        for start in range(part.start, part.stop, size):
+            a, b = ordered_problems(start, part.stop, device, size)
             doubt = margins_of(fast, a, b) < near
             if doubt.any():
                 doubtful.append(torch.stack([a[doubt], b[doubt]]).cpu())
-            bar.update(min(CALL, part.stop - start))
+            bar.update(min(size, part.stop - start))
     if not doubtful:
         return []
     asked = Problems.of(*torch.cat(doubtful, dim=1).unique(dim=1).numpy())
     return [text for text in answers(model, asked) if not is_right(text)]
 
 
-def ordered_problems(start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Operands of the problems numbered from `start`, each (CALL,) int64; past `stop` the last one is repeated."""
-    number = torch.arange(start, start + CALL, device=device).clamp(max=stop - 1)
+def ordered_problems(start: int, stop: int, device: torch.device, size: int = CALL) -> tuple[Tensor, Tensor]:
+    """Operands of the problems numbered from `start`, each (size,) int64; past `stop` the last one is repeated."""
+    number = torch.arange(start, start + size, device=device).clamp(max=stop - 1)
     return LOW + number // OPERANDS, LOW + number % OPERANDS
 
 
@@ -136,14 +137,15 @@ def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(counted(tokens), lead, torch.inf).amin(dim=0)
 
 
-def _compiled(fast: SideBySide, device: torch.device) -> Callable[[SideBySide, Tensor, Tensor], Tensor]:
+def _compiled(fast: SideBySide, device: torch.device) -> tuple[Callable[[SideBySide, Tensor, Tensor], Tensor], int]:
+    """The fastest way to `smallest_margins` here, and the problems that it takes per call."""
     if native_step.supported(fast.config, device):
         with contextlib.suppress(RuntimeError):  # then torch compiles its own
-            return native_step.NativeStep(fast).margins
+            return native_step.NativeStep(fast).margins, NATIVE_CALL
     compiled = torch.compile(smallest_margins, dynamic=False)
     try:
         compiled(fast, *ordered_problems(0, CALL, device))
     except Exception as error:  # a machine without a compiler raises many kinds of errors
         print(f"the test is not compiled here and runs slower ({type(error).__name__})")
-        return smallest_margins
-    return compiled
+        return smallest_margins, CALL
+    return compiled, CALL
