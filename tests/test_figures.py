@@ -232,6 +232,14 @@ def test_the_speed_of_adder_training_is_what_was_measured():
         assert f"{speed[name]:,}" in text
 
 
+def test_the_figures_of_a_real_model_on_sst_are_what_was_measured():
+    measured = json.loads((ROOT / "docs" / "real_model_sst.json").read_text("utf-8"))
+    rows = {row[0]: row[1:] for row in table_rows("docs/real_models.md") if row[0] in measured}
+    assert set(rows) == {"zero-shot, sequence scoring", "fine-tuning"}
+    for name, cells in rows.items():
+        assert cells == [f"{measured[name][metric]:.3f}" for metric in METRICS]
+
+
 def test_facts_about_the_shapes():
     """The numbers of parameters that two pages name."""
     for source, shown in (("models/stories.json", 6_955_520), ("results/ail861/results.json", 3.6e6)):
