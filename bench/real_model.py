@@ -90,7 +90,8 @@ def exact_model(folder: Path) -> Llama:
 
 def reference_errors(model: Llama, other: Any, exact: Llama, ids: list[list[int]]) -> dict[str, float]:
     """How far float32 logits are from float64's, and transformers' with one thread from its own with two."""
-    worst = dict.fromkeys(("float64_error_ours", "float64_error_transformers", "threads_error_transformers"), 0.0)
+    names = ("float64_error_ours", "float64_error_transformers", "threads_error_transformers")
+    worst: dict[str, float] = dict.fromkeys(names, 0.0)
     threads = torch.get_num_threads()
     for row in ids:
         tokens = torch.tensor([row])
