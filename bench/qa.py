@@ -1,6 +1,8 @@
 """Question and answer with the shipped model: untuned, and fine-tuned by recipes/qa.toml for three seeds.
 
-    python -m bench.qa [--use_gpu]          (finished runs are kept in runs/bench_qa, and stopped ones resume)
+    python -m bench.qa [--use_gpu] [--seeds 1337 1338 1339]
+
+Finished runs are kept in runs/bench_qa, and stopped ones resume.
 
 Writes results/methods/qa.json. The recipe was chosen on dev; each model answers the test set once. Exact match is also
 split by whether the story's plot occurs in training. The baseline gives the answer of the training question that shares
@@ -17,7 +19,7 @@ import sys
 from pathlib import Path
 
 from engine.io.files import write_json
-from tasks.qa.metrics import exact_match, token_f1
+from tasks.qa.metrics import exact_match, normalised, token_f1
 from tasks.settings import ROOT
 
 SEEDS = (1337, 1338, 1339)
@@ -58,13 +60,19 @@ def nearest_answers(train: list[dict[str, str]], rows: list[dict[str, str]]) -> 
 
 
 def figures(rows: list[dict[str, str]], answers: list[str], known: set[str]) -> dict[str, float]:
-    """Exact match and F1 over all questions, and exact match where the plot is known from training and where not."""
+    """Exact match and F1 over all questions, exact match where the plot is known from training and where not.
+
+    Of the wrong answers, `wrong_but_in_the_story` is the share that stands in the prompt.
+    """
     exact = [exact_match(text, row["answer"]) for text, row in zip(answers, rows, strict=True)]
     by_plot: dict[bool, list[float]] = {True: [], False: []}
     for value, row in zip(exact, rows, strict=True):
         by_plot[row["plot"] in known].append(value)
     f1 = statistics.fmean(token_f1(text, row["answer"]) for text, row in zip(answers, rows, strict=True))
+    wrong = [(text, row) for value, text, row in zip(exact, answers, rows, strict=True) if not value]
+    copied = [normalised(text) in normalised(row["prompt"]) for text, row in wrong]
     parts = {"em": exact, "em_known_plots": by_plot[True], "em_new_plots": by_plot[False]}
+    parts |= {"wrong_but_in_the_story": copied or [0.0]}
     return {"f1": f1} | {name: statistics.fmean(values) for name, values in parts.items()}
 
 
@@ -72,10 +80,12 @@ def main() -> None:
     """Runs what is missing, and writes the figures of the baseline, the untuned model and every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--use_gpu", action="store_true", help="run on the first CUDA device")
-    machine = ["--use_gpu"] if parser.parse_args().use_gpu else ["--threads", "1"]
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="SEED", help="seeds to train with")
+    args = parser.parse_args()
+    machine = ["--use_gpu"] if args.use_gpu else ["--threads", "1"]
     untuned = answers_of("untuned", ["--option", "prompt", "--task", "qa", *machine])
     recipe = ["--recipe", "recipes/qa.toml", "--resume", *machine]
-    tuned = {str(seed): answers_of(str(seed), [*recipe, "--seed", str(seed)]) for seed in SEEDS}
+    tuned = {str(seed): answers_of(str(seed), [*recipe, "--seed", str(seed)]) for seed in args.seeds}
     train = read_lines(ROOT / "data" / "qa-train.jsonl")
     known = {row["plot"] for row in train}
     content: dict[str, object] = {"recipe": "recipes/qa.toml", "model": MODEL}

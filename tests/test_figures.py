@@ -273,3 +273,19 @@ def test_lora_trains_the_share_that_the_page_names():
 def test_the_leader_boards_are_what_the_models_measured():
     shown = (ROOT / "addition_models" / "README.md").read_text("utf-8")
     assert shown == leader_board.page(), "python -m tests.leader_board writes it anew"
+
+
+def test_question_answering_is_what_was_measured():
+    measured = json.loads((ROOT / "results" / "methods" / "qa.json").read_text("utf-8"))
+    names = {"the nearest training question's answer": "nearest question", "the shipped model, untuned": "untuned"}
+    names |= {f"fine-tuned (seed {', '.join(measured['test']['fine-tuned'])})": "fine-tuned"}
+    shown = {row[0]: row[1:] for row in table_rows("docs/methods.md", "Question and answer")}
+    columns = [(split, name) for split in ("dev", "test") for name in ("em", "f1")]
+    columns += [("test", "em_known_plots"), ("test", "em_new_plots")]
+    assert shown.keys() >= names.keys()
+    for row, name in names.items():
+        for cell, (split, column) in zip(shown[row], columns, strict=True):
+            figures = measured[split][name]
+            runs = list(figures.values()) if name == "fine-tuned" else [figures]
+            spread = f" ± {statistics.stdev(run[column] for run in runs):.3f}" if len(runs) > 1 else ""
+            assert cell == f"{statistics.mean(run[column] for run in runs):.3f}{spread}", (row, split, column)
