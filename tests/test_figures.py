@@ -94,6 +94,12 @@ def test_the_tables_of_the_methods_are_what_was_measured(data, heading):
     assert len(shown) > 5 and shown[1:] == [[line[column] for column in columns] for line in lines]
 
 
+def test_the_table_of_architectures_is_what_was_measured():
+    records = list(read_results(ROOT / "results" / "architectures" / "results.jsonl").values())
+    page = (ROOT / "docs" / "methods.md").read_text("utf-8").split("## Architectures\n")[1].split("\n## ")[0]
+    assert "\n".join(table(records)) in page
+
+
 def test_tf_idf_out_of_distribution_is_what_was_measured():
     figures = json.loads((METHODS / "tfidf.json").read_text("utf-8"))["cfimdb"]
     shown = [f"{figures[name]:.3f}" for name in ("dev_acc", "imdb-test_acc", "original-dev_acc")]

@@ -35,6 +35,6 @@ def draw_gains(values: Mapping[str, tuple[float, float]], across: str, path: str
     means, errors = zip(*(values[name] for name in names), strict=True)
     axes.barh(names, means, xerr=[2 * error for error in errors], color="C0", alpha=0.7, capsize=3)
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set_xlabel(f"{across} (whiskers: two standard errors)")
+    axes.set_xlabel(f"{across}\n(whiskers: two standard errors)")
     axes.grid(alpha=0.3, axis="x")
     save_figure(figure, path)
