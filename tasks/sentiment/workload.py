@@ -85,7 +85,7 @@ class SentimentWorkload:
             shape = (*ids.shape, model.llama.config.dim)
             penalty = smoothness(model.llama.tok_embeddings, shape, log_probs, lambda: model(ids))
             loss = loss + settings.smart * penalty
-        if "proximal" in self.averages:
+        if settings.proximal is not None and "proximal" in self.averages:
             anchor = self.averages["proximal"].weights
             loss = loss + settings.proximal * proximal_divergence(model, anchor, log_probs, ids)
         self.tally["loss"] += loss.item()
