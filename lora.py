@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,7 +22,7 @@ TARGETS = {  # values of --lora_targets; Dettmers et al. 2023, section 4, needed
 INIT_STD = 0.02
 
 
-class AdaptedLayer(nn.Module):
+class AdaptedLayer(nn.Module, ABC):
     """A frozen linear layer and the parameters of its adapter; `engine/model/adapters.py` has further forms."""
 
     rank: int
@@ -31,9 +32,9 @@ class AdaptedLayer(nn.Module):
         super().__init__()
         self.original_layer = original_layer.requires_grad_(False)
 
+    @abstractmethod
     def merged(self) -> nn.Linear:
         """The original layer with the adapter in its weight; this object is then invalid."""
-        raise NotImplementedError
 
 
 class LoRALayer(AdaptedLayer):

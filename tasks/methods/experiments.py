@@ -156,7 +156,7 @@ def look_at(job: Job, folder: Path, machine: Sequence[str]) -> dict[str, float]:
     if job.method.option != "prompt":
         checkpoint = next(iter([*work.glob("*/merged.pt"), *work.glob("*/best.pt")]))
         words = ["--option", "predict", "--checkpoint", str(checkpoint), "--json", *machine, "--input", *sets.values()]
-        summaries = [json.loads(line) for line in _output_of(words).splitlines() if '"accuracy"' in line]
+        summaries = [json.loads(line) for line in _output_of(words).split("\n") if '"accuracy"' in line]
         return accuracies | {name: entry["accuracy"] for name, entry in zip(sets, summaries, strict=True)}
     for name, path in sets.items():  # zero-shot: the set takes the place of the dev set
         words = ["--option", "prompt", *machine, "--save_dir", str(work / name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import statistics
 import textwrap
@@ -96,9 +97,9 @@ def gather(root: str | Path) -> tuple[list[Block], list[str]]:
 
 def _reason(error: Exception, root: Path) -> str:
     """The error's text, with the path of a missing file relative to `root`."""
-    if isinstance(error, FileNotFoundError) and error.filename and Path(error.filename).is_relative_to(root):
-        return f"no such file: {Path(error.filename).relative_to(root)}"
-    return str(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        error = FileNotFoundError(f"no such file: {error.filename}")
+    return str(error).replace(f"{root}{os.sep}", "")
 
 
 def sentiment_table(root: Path) -> Table:

@@ -128,7 +128,8 @@ def _beside(root: Path, code: Iterable[str]) -> set[str]:
     """Scripts, styles and data in the folders of imported packages, and the recipes: what the code reads as text."""
     folders = {(root / name).parent for name in code} - {root}
     files = [path for folder in sorted(folders) for path in folder.glob("*") if path.suffix in READ_AS_TEXT]
-    return {path.relative_to(root).as_posix() for path in [*files, *(root / "recipes").glob("*.toml")]}
+    recipes = [path for ending in ("toml", "txt") for path in (root / "recipes").rglob(f"*.{ending}")]
+    return {path.relative_to(root).as_posix() for path in [*files, *recipes]}
 
 
 def _model_files(root: Path) -> list[str]:
