@@ -94,6 +94,29 @@ def test_the_tables_of_the_methods_are_what_was_measured(data, heading):
     assert len(shown) > 5 and shown[1:] == [[line[column] for column in columns] for line in lines]
 
 
+def test_the_zero_shot_figures_are_what_was_measured():
+    rows = json.loads((METHODS / "zero_shot.json").read_text("utf-8"))["rows"]
+    measured = {}
+    for row in rows:
+        prompts = "the task's question" if row["prompts"] == "the task's" else "fourteen, averaged"
+        ending = {"none": "", "calibrate": ", calibrated", "pmi": ", PMI"}[row["calibration"]]
+        if row["data"] == "cfimdb":
+            key = (row["model"].removeprefix("models/"), prompts + ending, row["label_scoring"])
+            measured[key] = f"{row['dev_acc']:.3f}"
+    one = accuracies(methods_on("cfimdb"), "dev")["zero-shot, sequence scoring"]
+    measured["stories.pt", "the task's question", "sequence"] = spread(list(one.values()))
+    page = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    text = page.split("### Zero-shot on CFIMDB\n")[1].split("\n#")[0]
+    cells = [line.strip("|").split("|") for line in re.sub(r"\[(\w+)\]\([^)]*\)", r"\1", text).splitlines()]
+    shown = {tuple(map(str.strip, row[:3])): row[3].strip() for row in cells if len(row) == 4 and ".pt" in row[0]}
+    assert len(shown) == 8 and shown == {key: measured[key] for key in shown}
+    for model in ("stories", "reviews"):
+        scoring = "sequence" if model == "stories" else "course"
+        single = [row["each"].values() for row in rows if row["model"] == f"models/{model}.pt" and "each" in row
+                  and row["label_scoring"] == scoring and row["calibration"] == "none"]  # fmt: skip
+        assert f"from {min(single[0]):.3f} to {max(single[0]):.3f}" in text
+
+
 def test_the_table_of_architectures_is_what_was_measured():
     records = list(read_results(ROOT / "results" / "architectures" / "results.jsonl").values())
     page = (ROOT / "docs" / "methods.md").read_text("utf-8").split("## Architectures\n")[1].split("\n## ")[0]
