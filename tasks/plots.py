@@ -11,6 +11,9 @@ from pathlib import Path
 from engine.io.files import atomic_path
 from engine.train import run_log
 
+MOST_NAMES = 8  # that fit beside their points
+MARKERS = "osv^D<>Ph*X8p"
+
 
 def new_figure(width: float = 7.0, height: float = 4.2):
     """A figure and its axes, without a display."""
@@ -204,15 +207,17 @@ def curves(
 
 
 def named_points(points: Mapping[str, tuple[float, float]], across: str, up: str, path: str | Path) -> None:
-    """Points with their names beside them, on the side that has room."""
+    """Points with their names beside them, on the side that has room, or, if there are many, in a legend."""
     figure, axes = new_figure()
     middle = (min(x for x, _ in points.values()) + max(x for x, _ in points.values())) / 2
-    for name, (x, y) in points.items():
-        axes.plot(x, y, "o")
-        left = x > middle
-        axes.annotate(
-            name, (x, y), xytext=(-7 if left else 7, 4), textcoords="offset points", ha="right" if left else "left"
-        )
+    many = len(points) > MOST_NAMES
+    for number, (name, (x, y)) in enumerate(points.items()):
+        axes.plot(x, y, MARKERS[number % len(MARKERS)] if many else "o", label=name)
+        if not many:
+            side, offset = ("right", -7) if x > middle else ("left", 7)
+            axes.annotate(name, (x, y), xytext=(offset, 4), textcoords="offset points", ha=side)
+    if many:
+        axes.legend(fontsize=9)
     axes.set(xlabel=across, ylabel=up)
     axes.margins(0.2)
     axes.grid(alpha=0.3)

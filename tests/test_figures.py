@@ -14,6 +14,7 @@ from config import LlamaConfig
 from engine.io.checkpoint import parameter_shapes
 from llama import Llama
 from lora import TARGETS, apply_lora, count_lora_parameters
+from tasks.methods import decoding
 from tasks.methods.comparison import accuracies, spread, table
 from tasks.methods.experiments import read_results
 from tests import leader_board
@@ -115,6 +116,16 @@ def test_the_zero_shot_figures_are_what_was_measured():
         single = [row["each"].values() for row in rows if row["model"] == f"models/{model}.pt" and "each" in row
                   and row["label_scoring"] == scoring and row["calibration"] == "none"]  # fmt: skip
         assert f"from {min(single[0]):.3f} to {max(single[0]):.3f}" in text
+
+
+def test_the_gain_of_wise_ft_is_what_was_measured():
+    measured = json.loads((METHODS / "wise_ft.json").read_text("utf-8"))
+    chosen = [run["accuracy"]["cfimdb-dev"][measured["alphas"].index(run["alpha"])] for run in measured["runs"]]
+    tuned = [run["accuracy"]["cfimdb-dev"][-1] for run in measured["runs"]]
+    gains = [one - other for one, other in zip(chosen, tuned, strict=True)]
+    gain = f"{statistics.mean(gains):+.3f} ± {statistics.stdev(gains) / len(gains) ** 0.5:.3f}"
+    page = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    assert f"chooses gives {spread(chosen)} there and fine-tuning\n  {spread(tuned)}: {gain} over" in page
 
 
 def test_the_table_of_architectures_is_what_was_measured():
@@ -318,3 +329,8 @@ def test_question_answering_is_what_was_measured():
             runs = list(figures.values()) if name == "fine-tuned" else [figures]
             spread = f" ± {statistics.stdev(run[column] for run in runs):.3f}" if len(runs) > 1 else ""
             assert cell == f"{statistics.mean(run[column] for run in runs):.3f}{spread}", (row, split, column)
+
+
+def test_the_table_of_decoding_methods_is_what_was_measured():
+    measured = json.loads((ROOT / "results" / "methods" / "decoding.json").read_text("utf-8"))
+    assert decoding.table(measured) in (ROOT / "docs" / "methods.md").read_text("utf-8")
