@@ -3,7 +3,7 @@
     python -m bench.addition --threads 1 --seconds 8 --out docs/addition_speed.json
 
 The course's loop is its DataLoader over `CharDataset.__getitem__`, the plain model and per-tensor AdamW. The other two
-train in the batched layout.
+train in the batched layout. With Muon the C++ step without its optimizer is compared with the whole update in C++.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from optimizer import AdamW
 from tasks.addition import native_step
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
-from tasks.addition.plan import build_trainer, chunk_of
+from tasks.addition.plan import build_trainer, chunk_of, compile_training
 from tasks.addition.problems import problem_text, sample_problems
-from tasks.addition.testing import CALL, exhaustive
+from tasks.addition.testing import NATIVE_CALL, exhaustive
 from tasks.addition.workload import AdditionWorkload, Problems, train_one_epoch
 
 SHAPES = {"8/3/2/2": (8, 3, 2, 2), "16/6/4/4": (16, 6, 4, 4)}  # dim / layers / heads / KV heads, as the course's
 ABLATION_16 = {"dim": 8, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 8}
+SMALLEST = {"dim": 6, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 4, "rope_theta": 30.0}
 BATCH = 1024
 CPU = torch.device("cpu")
 
@@ -73,11 +74,25 @@ def fast_rate(config: LlamaConfig, seconds: float, native: bool, seeds: int = 1,
     return timed(lambda: trainer.step(batches), batch * seeds, seconds)
 
 
-def exhaustive_rate(problems: int = 400 * CALL) -> float:
+def muon_rate(config: LlamaConfig, seconds: float, batch: int, whole: bool) -> float:
+    """Examples per second of one seed with Muon: the C++ step and torch's Muon, or the whole update in C++."""
+    settings = AdderTraining(batch_size=batch, epochs=1, optimizer="muon", save_dir=tempfile.mkdtemp())
+    model = SideBySide([Llama(config)])
+    problems = Problems.of(*sample_problems(200_000, 0))
+    workload = AdditionWorkload(model, problems, problems, chunk_of(settings, CPU), 1, len(problems), seed=0)
+    trainer = build_trainer(model, workload, settings, CPU, {})
+    compile_training(trainer, workload)
+    if not whole:
+        workload.compiled_update = None
+    batches = workload.epoch(0)[:1]
+    return timed(lambda: trainer.step(batches), batch, seconds)
+
+
+def exhaustive_rate(problems: int = 4 * NATIVE_CALL) -> float:
     """Problems per second of the exhaustive test of a model with 1,784 parameters, without compilation time."""
     model = Llama(LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16))
     times = []
-    for part in (range(CALL), range(CALL), range(problems + CALL)):
+    for part in (range(NATIVE_CALL), range(NATIVE_CALL), range(problems + NATIVE_CALL)):
         started = time.perf_counter()
         exhaustive(model, part=part, near=-torch.inf)  # an untrained model: count none of its answers as doubtful
         times.append(time.perf_counter() - started)
@@ -113,6 +128,10 @@ def main() -> None:
         print(f"{name}: the course's loop {course:,.0f} examples/s, torch's step {torchs:,.0f}, C++ {native:,.0f}")
     adder = LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16)
     measured["1,784 parameters, 6 seeds"] = round(fast_rate(adder, args.seconds, True, seeds=6, batch=128))
+    smallest = LlamaConfig(vocab_size=13, max_seq_len=20, **SMALLEST)
+    for batch in (128, 1024):
+        rates = [round(muon_rate(smallest, args.seconds, batch, whole)) for whole in (False, True)]
+        measured[f"Muon, 570 parameters, batches of {batch}"] = dict(zip(("torch", "native"), rates, strict=True))
     measured["exhaustive, 1,784 parameters"] = round(exhaustive_rate())
     print(json.dumps(measured))
     if args.out is not None:

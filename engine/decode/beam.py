@@ -87,13 +87,13 @@ def beams(
 def _best(state: _Beams, end: int, n_best: int, length_penalty: float) -> list[list[Hypothesis]]:
     """The `n_best` hypotheses of each prompt; their new tokens begin at column `end`."""
     scores = _scores(state.log_probs, state.lengths, length_penalty)
-    found: list[list[Hypothesis]] = []
+    best: list[list[Hypothesis]] = []
     for prompt, rows in enumerate(state.tokens.tolist()):
         lengths, log_probs = state.lengths[prompt].tolist(), state.log_probs[prompt].tolist()
         columns = zip(rows, lengths, log_probs, scores[prompt].tolist(), strict=True)
         hypotheses = [Hypothesis(row[end : end + length], *figures) for row, length, *figures in columns]
-        found.append([hypothesis for hypothesis in hypotheses if hypothesis.score > -math.inf][:n_best])
-    return found
+        best.append([hypothesis for hypothesis in hypotheses if hypothesis.score > -math.inf][:n_best])
+    return best
 
 
 def _scores(log_probs: Tensor, lengths: Tensor, length_penalty: float) -> Tensor:

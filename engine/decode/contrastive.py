@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.decode.loop import left_padded, padding_mask, window_start
+from engine.decode.loop import after_end, left_padded, padding_mask, window_start
 
 CANDIDATES = 5  # Su et al. use 5 to 10
 
@@ -50,10 +50,7 @@ def contrastive(
         if starts != previous:
             window = _Window(model, rows, starts, column, k)
         chosen, logits = window.choose(logits, alpha)
-        if eos_id is not None:
-            chosen = torch.where(finished, eos_id, chosen)
-            finished |= chosen == eos_id
-        rows[:, column] = chosen
+        rows[:, column] = chosen = after_end(chosen, finished, eos_id)
         yield chosen
         if eos_id is not None and bool(finished.all()):
             return

@@ -52,10 +52,7 @@ def stream(
             cache.clear()
             logits, _ = model(rows[:, left:column], cache=cache, padding_mask=mask)
         chosen = sampler.choose(sampler.penalised(logits[:, -1], rows[:, :column]), generator)
-        if eos_id is not None:
-            chosen = torch.where(finished, eos_id, chosen)
-            finished |= chosen == eos_id
-        rows[:, column] = chosen
+        rows[:, column] = chosen = after_end(chosen, finished, eos_id)
         yield chosen
         if eos_id is not None and bool(finished.all()):
             return
@@ -81,6 +78,15 @@ def window_start(length: int, limit: int, slide: int) -> int:
     """
     slide = slide if slide <= limit else max(1, limit // 2)
     return max(0, -(-(length - limit) // slide) * slide)
+
+
+def after_end(chosen: Tensor, finished: Tensor, eos_id: int | None) -> Tensor:
+    """The chosen tokens (batch,), EOS where a row is `finished` (batch,), which is updated in place."""
+    if eos_id is None:
+        return chosen
+    chosen = torch.where(finished, eos_id, chosen)
+    finished |= chosen == eos_id
+    return chosen
 
 
 def left_padded(prompts: Sequence[Sequence[int]], room: int, device: torch.device) -> tuple[Tensor, list[int], int]:

@@ -44,8 +44,8 @@ class Dense:
 class SplitDense(Dense):
     """`Dense` with the sum over `in` split into one part per thread, for weights that do not fit into the cache.
 
-    A single row is bound by the memory. MKL's product of one row gains little from a second thread (20 of 37 GB/s on
-    two AMD cores); one product of a batch of parts lets every thread read a stretch of the weight (up to 35 GB/s).
+    A single row is bound by the memory. MKL's product of one row gains little from a second thread; one product of a
+    batch of parts lets every thread read a stretch of the weight. `bench.real_model` measures it.
     """
 
     def __call__(self, x: Tensor) -> Tensor:

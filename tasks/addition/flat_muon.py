@@ -24,13 +24,11 @@ class FlatMuon(AdamW):
     """Muon's update for the matrices of the layers, AdamW's for the embedding, gains and biases.
 
     `shapes` names the tensors of one flat parameter in their order. The update is that of `engine.train.muon.Muon`
-    in the parameters' own precision; all matrices of one shape, of all seeds, are orthogonalised together. With
-    `native`, the compiled step does the same one seed after the other, at a tenth of the time.
+    in the parameters' own precision; all matrices of one shape, of all seeds, are orthogonalised together.
     """
 
     def __init__(self, params: Iterable, shapes: dict[str, tuple[int, ...]], **options):
         super().__init__(params, **options)
-        self.native: NativeStep | None = None
         self.matrices: dict[tuple[int, ...], list[slice]] = {}
         start = 0
         for name, shape in shapes.items():
@@ -40,36 +38,28 @@ class FlatMuon(AdamW):
             start = stop
 
     def _update_together(self, group: dict, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        before = [parameter * (1.0 - group["lr"] * group["weight_decay"]) for parameter in parameters]
+        before = torch.stack(parameters) * (1.0 - group["lr"] * group["weight_decay"])
         super()._update_together(group, parameters, gradients)  # its result stays for all but the matrices
         states = [self.state[parameter] for parameter in parameters]
         momenta = [state.setdefault("momentum", torch.zeros_like(state["exp_avg"])) for state in states]
-        if self.native:
-            for tensors in zip(parameters, before, gradients, momenta, strict=True):
-                self.native.muon(*tensors, MOMENTUM, SCALE * group["lr"])
-        else:
-            self._move_matrices(group["lr"], parameters, before, gradients, momenta)
-
-    def _move_matrices(self, lr: float, parameters: list[Tensor], before: list[Tensor], gradients: list[Tensor],
-                       momenta: list[Tensor]) -> None:  # fmt: skip
         torch._foreach_lerp_(momenta, gradients, 1.0 - MOMENTUM)
-        ahead, start = torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM)), torch.stack(before)
+        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM))
         for shape, slices in self.matrices.items():
             stacked = torch.cat([ahead[:, part] for part in slices]).view(-1, *shape)  # (matrices · seeds, out, in)
             moves = orthogonalise(stacked, dtype=stacked.dtype).reshape(len(slices), len(parameters), -1)
-            rate = SCALE * lr * max(shape) ** 0.5
+            rate = SCALE * group["lr"] * max(shape) ** 0.5
             for part, move in zip(slices, moves, strict=True):
-                for parameter, values in zip(parameters, start[:, part] - rate * move, strict=True):
+                for parameter, values in zip(parameters, before[:, part] - rate * move, strict=True):
                     parameter[part] = values
 
     @torch.no_grad()
-    def compiled_step(self, a: Tensor, b: Tensor, targets: int) -> float:
-        """Gradient, clipping and update of every seed in one call each of `native`; returns the seeds' mean loss.
+    def compiled_step(self, native: NativeStep, a: Tensor, b: Tensor, targets: int) -> float:
+        """Gradient, clipping and update of every seed in one call of `native` each; returns the mean loss of the seeds.
 
-        Operands (n,) int64. The same as a backward pass and `step`, without their overhead.
+        Operands (n,) int64. The same as a backward pass and `step`, without their overhead: at this size one thread
+        with it is faster than several that share a batch.
         """
-        group, native = self.param_groups[0], self.native
-        assert native is not None
+        group = self.param_groups[0]
         batch = a, b, torch.full((len(a),), 1.0 / targets)
         jobs = []
         for parameter in group["params"]:

@@ -281,7 +281,7 @@ template <int ROWS, int COLS> static void muon(R* w, const R* before, const R* g
   for (int i = 0; i < ROWS * COLS; i++) w[i] = before[i] - rate * std::sqrt((R)LONG) * cell(i);
 }
 // Muon's step from `before` for the matrices of the layers of one model, everything (P,); `abc` are the coefficients.
-extern "C" void adder_muon(R* w, const R* before, const R* g, R* momentum, const R* abc, R beta, R rate) {
+static void move_matrices(R* w, const R* before, const R* g, R* momentum, const R* abc, R beta, R rate) {
   for (int l = 0; l < L; l++) {
 #define MUON(ROWS, COLS, AT) muon<ROWS, COLS>(w + AT, before + AT, g + AT, momentum + AT, abc, beta, rate)
     MUON(H * HD, D, O.q[l]); MUON(KV * HD, D, O.k[l]); MUON(KV * HD, D, O.v[l]); MUON(D, H * HD, O.o[l]);
@@ -305,6 +305,6 @@ extern "C" double adder_update(R* w, R* mean, R* square, R* momentum, const int6
     square[p] = rates[3] * square[p] + (1 - rates[3]) * g[p] * g[p];
     w[p] = (w[p] - rates[0] * mean[p] / (std::sqrt(square[p]) + rates[1])) * (1 - rates[5]);
   }
-  adder_muon(w, before, g, momentum, abc, rates[6], rates[7]);
+  move_matrices(w, before, g, momentum, abc, rates[6], rates[7]);
   return sums[0];
 }

@@ -117,13 +117,6 @@ class NativeStep:
         list(self.pool.map(lambda part: self.run(model.seeds[0], *part[:3], margins=part[3]), parts))
         return margins
 
-    def muon(
-        self, parameter: Tensor, before: Tensor, gradient: Tensor, momentum: Tensor, beta: float, rate: float
-    ) -> None:
-        """Moves the matrices of the layers of one model from `before` by Muon's step; updates `momentum`. All (P,)."""
-        tensors = map(_pointer, (parameter, before, gradient, momentum, self.coefficients))
-        self.library.adder_muon(*tensors, ctypes.c_float(beta), ctypes.c_float(rate))
-
     def update(self, tensors: tuple[Tensor, ...], batch: tuple[Tensor, Tensor, Tensor], rates: Tensor) -> float:
         """One update of a model with Muon; returns the weighted loss.
 

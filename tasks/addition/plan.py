@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import ceil, prod
 from pathlib import Path
 
@@ -65,17 +64,7 @@ class TrainingPlan:
     def begin(self) -> None:
         """Compiles the step, if that pays."""
         if self.compile_step:
-            native, optimizer = self.workload.compile_step(self.trainer.model), self.trainer.optimizer
-            if native and isinstance(optimizer, FlatMuon):
-                optimizer.native = native
-                alone = native.threads <= len(self.seeds) and distributed.size() == 1  # no batch is shared
-                if alone and self.trainer.settings.accumulation == 1:
-                    self.workload.compiled_update = partial(self._update, optimizer)
-
-    def _update(self, optimizer: FlatMuon, batches: Sequence[Tensor]) -> tuple[float, int]:
-        problems, targets = self.workload.training, self.workload.count(batches[0])
-        a, b = (numbers[batches[0]].long() for numbers in (problems.a, problems.b))
-        return optimizer.compiled_step(a, b, targets), targets
+            compile_training(self.trainer, self.workload)
 
     def examples_after(self, progress: Progress) -> int:
         """Number of examples seen at this point of the run."""
@@ -241,6 +230,21 @@ def identity_of(config: LlamaConfig, described: dict, training: Problems, dev: P
     digests = {name: hashlib.sha256(problems.numbers().tobytes()).hexdigest()[:16] for name, problems in drawn.items()}
     paths = ("save_dir", "excluded")
     return config.to_dict() | {name: value for name, value in described.items() if name not in paths} | digests
+
+
+def compile_training(trainer: Trainer, workload: AdditionWorkload) -> None:
+    """Compiles the workload's step and, with Muon and undivided batches, the whole update in C++."""
+    native, optimizer = workload.compile_step(trainer.model), trainer.optimizer
+    undivided = distributed.size() == 1 and trainer.settings.accumulation == 1
+    if native is None or not undivided or not isinstance(optimizer, FlatMuon):
+        return
+
+    def update(batches: Sequence[Tensor]) -> tuple[float, int]:
+        problems, targets = workload.training, workload.count(batches[0])
+        a, b = (numbers[batches[0]].long() for numbers in (problems.a, problems.b))
+        return optimizer.compiled_step(native, a, b, targets), targets
+
+    workload.compiled_update = update
 
 
 def build_trainer(

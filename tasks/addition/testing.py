@@ -107,7 +107,7 @@ def exhaustive(
     """
     fast = SideBySide([model])
     device = fast.rope_cos.device
-    margins_of, size = _compiled(fast, device) if compile_forward else (smallest_margins, CALL)
+    margins_of, size = _compiled(fast, device, len(part)) if compile_forward else (smallest_margins, CALL)
     doubtful = []
     with tqdm(total=len(part), desc="all problems", unit="problem", unit_scale=True, mininterval=2) as bar:
         for start in range(part.start, part.stop, size):
@@ -137,11 +137,13 @@ def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(counted(tokens), lead, torch.inf).amin(dim=0)
 
 
-def _compiled(fast: SideBySide, device: torch.device) -> tuple[Callable[[SideBySide, Tensor, Tensor], Tensor], int]:
+def _compiled(
+    fast: SideBySide, device: torch.device, problems: int
+) -> tuple[Callable[[SideBySide, Tensor, Tensor], Tensor], int]:
     """The fastest way to `smallest_margins` here, and the problems that it takes per call."""
     if native_step.supported(fast.config, device):
         with contextlib.suppress(RuntimeError):  # then torch compiles its own
-            return native_step.NativeStep(fast).margins, NATIVE_CALL
+            return native_step.NativeStep(fast).margins, min(NATIVE_CALL, problems)
     compiled = torch.compile(smallest_margins, dynamic=False)
     try:
         compiled(fast, *ordered_problems(0, CALL, device))

@@ -21,7 +21,7 @@ SHIPPED_DATA = (
 UNKNOWN = "Not recorded."
 LAST_TOKEN = (
     '\ninputs = tokenizer(["A film to remember."], padding=True, return_tensors="pt")\n'
-    "last = inputs.attention_mask.sum(dim=1) - 1  # the label of a text is that of its last token\n"
+    "last = inputs.attention_mask.sum(dim=1) - 1  # a text has the label of its last token\n"
     "logits = model(**inputs).logits[range(len(last)), last]"
 )
 USE = {

@@ -19,14 +19,16 @@ COSTS = {  # figures of a run's result that have a column where any run has them
     "trained_parameters": ("trained parameters", "{:,.0f}"), "trained_share": ("share", "{:.2%}"),
     "peak_memory_mb": ("peak memory", "{:,.0f} MB"), "tokens_per_second": ("tokens/s", "{:,.0f}"),
 }  # fmt: skip
+HEADING = (
+    "Written by `python -m tasks.methods.experiments`. Gains are paired over the same seeds: mean ± standard error."
+)
 BITS = "dev_bits_per_byte"  # of language models, instead of dev_acc; less is better
 
 
 def write_comparison(results: Records, keys: Sequence[str], folder: Path) -> None:
     """Writes `README.md` and one figure per data set to `folder`, and prints the tables."""
     records = [results[key] for key in keys if key in results]
-    parts = ["# Methods against their baselines", "Written by `make methods`. Gains are paired over the same seeds: "
-             "mean ± standard error."]  # fmt: skip
+    parts = ["# Methods against their baselines", HEADING]
     for data in dict.fromkeys(record["data"] for record in records):
         own = [record for record in records if record["data"] == data]
         lines = table(own)

@@ -83,13 +83,13 @@ def ways(model: Llama, eos_id: int, new: int) -> dict[str, Decode]:
 
     def by_beams(width: int, penalty: float) -> Decode:
         def decode(prompts: Prompts, _seed: int) -> list[list[int]]:
-            return [found[0].tokens for found in beams(model, prompts, width, new, eos_id, penalty)]
+            return [hypotheses[0].tokens for hypotheses in beams(model, prompts, width, new, eos_id, penalty)]
 
         return _in_batches(decode, eos_id)
 
-    found = {name: by_rule(sampler) for name, sampler in RULES.items()}
-    found |= {name: by_contrast(*options) for name, options in CONTRASTIVE.items()}
-    return found | {name: by_beams(*options) for name, options in BEAMS.items()}
+    decodes = {name: by_rule(sampler) for name, sampler in RULES.items()}
+    decodes |= {name: by_contrast(*options) for name, options in CONTRASTIVE.items()}
+    return decodes | {name: by_beams(*options) for name, options in BEAMS.items()}
 
 
 def _in_batches(decode: Decode, eos_id: int) -> Decode:

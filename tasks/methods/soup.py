@@ -80,7 +80,7 @@ def _descriptions(one: tuple, other: tuple) -> list[tuple[str, object, object]]:
 def greedy(dev: Sequence[float], measure: Callable[[Sequence[int]], float]) -> list[int]:
     """The members of the greedy soup (Wortsman et al. 2022, recipe 1), in the order in which they were added.
 
-    `dev` holds each member's accuracy, and `measure` returns that of the mean of some members.
+    `dev` holds the accuracy of each member, and `measure` returns the accuracy of the mean of some members.
     """
     order = sorted(range(len(dev)), key=lambda index: -dev[index])
     kept, best = order[:1], dev[order[0]]

@@ -97,9 +97,8 @@ def gather(root: str | Path) -> tuple[list[Block], list[str]]:
 
 def _reason(error: Exception, root: Path) -> str:
     """The error's text, with the path of a missing file relative to `root`."""
-    if isinstance(error, FileNotFoundError) and error.filename:
-        error = FileNotFoundError(f"no such file: {error.filename}")
-    return str(error).replace(f"{root}{os.sep}", "")
+    text = f"no such file: {error.filename}" if isinstance(error, FileNotFoundError) and error.filename else str(error)
+    return text.replace(f"{root}{os.sep}", "")
 
 
 def sentiment_table(root: Path) -> Table:

@@ -5,7 +5,7 @@
 
 The head of Hugging Face's sequence classifiers has no bias. A LayerNorm model's final norm has one, so ours moves
 there: W·β' = W·β + b. The exact values stay in the header of the weights for the way back. RMSNorm has none, but the
-head of `LlamaForTokenClassification` has: an RMSNorm classifier becomes one, and its label is that of the last token.
+head of `LlamaForTokenClassification` has: an RMSNorm classifier becomes one. A text has its last token's label.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from classifier import LlamaZeroShotClassifier
 from engine.io.files import check_readable, read_text, write_json
 from tasks.provenance import hand_in_path
 from tasks.run_folders import data_set_name
-from tasks.sentiment.data import SEPARATOR, content_free_ids, prompt_suffix
+from tasks.sentiment.data import SEPARATOR, Examples, content_free_ids, prompt_suffix, tokenise
 from tasks.sentiment.experiment import Experiment, load_experiment, variant_suffix, write_results
 from tasks.sentiment.flags import PromptSettings
 from tasks.sentiment.report import accuracy_and_f1
@@ -45,8 +45,8 @@ def prepare(settings: PromptSettings) -> Callable[[], None]:
     if settings.prompts is not None:
         prompts = read_prompts(settings.prompts, experiment.label_names)
     models = [_classifier(experiment, prompt) for prompt in prompts]
-    for prompt, model in zip(prompts[::-1], models[::-1], strict=True):  # the first prompt's ids stay
-        _tokenise(experiment, prompt, model)
+    for prompt, model in zip(prompts, models, strict=True):
+        _check_room(experiment, prompt, model)
     data_set = data_set_name(settings.dev)
     folder = Path(settings.save_dir) / f"prompt-{data_set}{variant_suffix(settings, data_set)}"
     folder.mkdir(exist_ok=True)
@@ -55,8 +55,7 @@ def prepare(settings: PromptSettings) -> Callable[[], None]:
     def classify() -> None:
         scores = []
         for prompt, model in zip(prompts, models, strict=True):
-            if len(prompts) > 1:
-                _tokenise(experiment, prompt, model)
+            experiment.tokenise_splits(_room(experiment, model), _question(experiment, prompt))
             _calibrate(experiment, prompt, model)
             scores.append({split: experiment.score_split(model, split) for split in targets})
         if settings.prompts is not None:
@@ -105,9 +104,15 @@ def _question(experiment: Experiment, prompt: Prompt) -> str:
     return prompt.question if experiment.settings.label_scoring == "course" else prompt.question.rstrip()
 
 
-def _tokenise(experiment: Experiment, prompt: Prompt, model: LlamaZeroShotClassifier) -> None:
-    longest_label = max(map(len, model.label_name_ids))
-    experiment.tokenise_splits(experiment.llama.config.max_seq_len - longest_label, _question(experiment, prompt))
+def _room(experiment: Experiment, model: LlamaZeroShotClassifier) -> int:
+    """The positions that the longest label leaves to a sentence and its question."""
+    return experiment.llama.config.max_seq_len - max(map(len, model.label_name_ids))
+
+
+def _check_room(experiment: Experiment, prompt: Prompt, model: LlamaZeroShotClassifier) -> None:
+    """Raises ValueError, before any work, if a prompt leaves no position to a sentence."""
+    nothing, question = Examples(Path(), [], []), _question(experiment, prompt)
+    tokenise(nothing, experiment.tokenizer, _room(experiment, model), None, question)
 
 
 def _calibrate(experiment: Experiment, prompt: Prompt, model: LlamaZeroShotClassifier) -> None:
