@@ -15,7 +15,15 @@ from optimizer import AdamW
 from tasks.addition.batched_model import SideBySide, answer_targets, counted, problem_tokens
 from tasks.addition.flat_muon import FlatMuon
 from tasks.addition.problems import encode_problems, sample_problems
-from tasks.addition.workload import AdditionWorkload, Problems, Shares, easy_problems, summed_losses, travelling
+from tasks.addition.workload import (
+    AdditionWorkload,
+    Problems,
+    Shares,
+    answer_logits,
+    easy_problems,
+    summed_losses,
+    travelling,
+)
 
 CONFIGS = {
     "course": {"dim": 8, "n_layers": 3, "n_heads": 2, "n_kv_heads": 2},
@@ -238,3 +246,33 @@ def test_easy_problems_come_first_and_fade():
     usual = easy.float().mean().item()
     assert measured == pytest.approx([share + (1 - share) * usual for share in expected], abs=0.05)
     assert second.mean().item() == pytest.approx(usual, abs=0.01)
+
+
+def test_hard_problems_are_those_of_the_smallest_margins(monkeypatch):
+    """Against a look at every problem one by one; half of the examples come from them, as they are when read."""
+    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 4096)
+    monkeypatch.setattr("tasks.addition.workload.HARD", 64)
+    fast, drawn = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(3000, 5))
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=Shares(hard=0.5))
+    batches, before = workload.epoch(0), workload.hard.clone()
+    assert set(batches.order[batches.order < 0].tolist()) <= set(range(-64, 0))
+    assert (batches.order < 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    workload.evaluate(fast)
+    drawn_now = torch.randint(3000, (4096,), generator=torch.Generator().manual_seed(0))
+    margins = []
+    for place in drawn_now.tolist():
+        a, b = drawn.a[place : place + 1].long(), drawn.b[place : place + 1].long()
+        logits, tokens = answer_logits(fast, a, b)[0, :, :, 0].detach(), problem_tokens(a, b)
+        leads = []
+        for at in range(6 if int(a + b) >= 10000 else 5):
+            target = int(answer_targets(tokens)[at, 0])
+            others = torch.cat([logits[:target, at], logits[target + 1 :, at]])
+            leads.append(float(logits[target, at] - others.max()))
+        margins.append(min(leads))
+    smallest = sorted(range(4096), key=margins.__getitem__)[:64]
+    assert sorted(workload.hard.tolist()) == sorted(drawn_now[smallest].tolist())
+    assert not torch.equal(workload.hard, before) and int(workload.tensors["looks"]) == 1
+    read = torch.cat(list(batches))
+    from_hard = batches.order < 0
+    assert torch.equal(read[~from_hard], batches.order[~from_hard].long())
+    assert torch.equal(read[from_hard], workload.hard[-1 - batches.order[from_hard].long()])

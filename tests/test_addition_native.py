@@ -13,8 +13,7 @@ from tasks.addition.batched_model import SideBySide
 from tasks.addition.flat_muon import FlatMuon
 from tasks.addition.native_step import NativeStep, supported
 from tasks.addition.problems import sample_problems
-from tasks.addition.testing import smallest_margins
-from tasks.addition.workload import measured, summed_losses
+from tasks.addition.workload import measured, smallest_margins, summed_losses
 
 CPU = torch.device("cpu")
 SHAPES = {

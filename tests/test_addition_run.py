@@ -94,9 +94,12 @@ def test_seeds_side_by_side_are_those_alone(train, tmp_path):
     assert len(result["seed_accuracies_at_the_end"]) == 2 and result["best_seed"] in (1337, 1338)
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
-    flags = ["--seeds", "2", "--schedule", "cosine", "--warmup_steps", "2"]
-    flags += ["--save_every", "2", "--evaluate_every", "3"]
+@pytest.mark.parametrize("more", [["--seeds", "2"], ["--hard", "0.5"], ["--optimizer", "muon"]], ids=" ".join)
+def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch, more):
+    """Also with Muon, and with hard problems, which are looked for at every evaluation and kept in between."""
+    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 512)
+    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    flags = [*more, "--schedule", "cosine", "--warmup_steps", "2", "--save_every", "2", "--evaluate_every", "3"]
     assert train(*flags) == 0
     whole = load_plain(tmp_path / "run" / "last.pt")["model"]
     step = TrainingPlan.begin
@@ -112,10 +115,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch)
 
         plan.trainer.step = failing
 
-    monkeypatch.setattr(TrainingPlan, "begin", stopping)
-    assert train(*flags) == 130
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingPlan, "begin", stopping)
+        assert train(*flags) == 130
     assert train(*flags, "--resume") == 0
     for name, tensor in load_plain(tmp_path / "run" / "last.pt")["model"].items():
         assert torch.equal(tensor, whole[name])
@@ -142,6 +144,7 @@ def test_capacity_is_never_exceeded(train, tmp_path):
         (["--head_dim", "3"], "odd"),
         (["--n_heads", "2", "--n_kv_heads", "3"], "not a multiple"),
         (["--chunk", "30"], "does not divide the batch of 100"),
+        (["--hard", "0.5", "--seeds", "2"], "leave out --seeds"),
         (["--plain", "--seeds", "2"], "leave out --seeds"),
         (["--examples", "90000000", "--epochs", "1"], "repeat them with --epochs"),
         (["--exclude", "none.txt"], "none.txt"),

@@ -20,9 +20,8 @@ from tasks.addition.testing import (
     is_right,
     ordered_problems,
     parse_prompt,
-    smallest_margins,
 )
-from tasks.addition.workload import Problems
+from tasks.addition.workload import Problems, smallest_margins
 
 CPU = torch.device("cpu")
 

@@ -22,6 +22,7 @@ STATE_TYPES = {
     "identity": dict, "progress": dict, "tally": dict, "random": list, "model": dict, "optimizer": dict, "scaler": dict,
     "tensors": dict,
 }  # fmt: skip
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's moments of a parameter; an optimizer with others names them in `moments`
 DAMAGED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # by restoring a bad state
 
 
@@ -87,14 +88,14 @@ def damaged(path: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"{path} is damaged ({short}): delete it and train again, or put back a copy")
 
 
-def check_moments(state: Any, parameters: Sequence[nn.Parameter]) -> None:
-    """Raises ValueError unless each entry has the moments of AdamW, in the shape of its parameter."""
+def check_moments(state: Any, parameters: Sequence[nn.Parameter], moments: Sequence[str] = MOMENTS) -> None:
+    """Raises ValueError unless each entry has the optimizer's moments, in the shape of its parameter."""
     for index, entry in state.items():
         if type(index) is not int or not 0 <= index < len(parameters):
             raise ValueError(f"the optimizer has a state of parameter {index!r}")
-        if set(entry) != {"step", "exp_avg", "exp_avg_sq"} or type(entry["step"]) is not int or entry["step"] < 1:
+        if set(entry) != {"step", *moments} or type(entry["step"]) is not int or entry["step"] < 1:
             raise ValueError(f"the optimizer's state of parameter {index} is not AdamW's")
-        for moment in (entry["exp_avg"], entry["exp_avg_sq"]):
+        for moment in map(entry.get, moments):
             if not isinstance(moment, Tensor) or moment.shape != parameters[index].shape or not moment.isfinite().all():
                 raise ValueError(f"a moment of parameter {index} is not of its shape, or not finite")
 

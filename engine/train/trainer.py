@@ -26,7 +26,16 @@ from engine.io.checkpoint import save_plain
 from engine.train import distributed
 from engine.train.run_log import RunLog
 from engine.train.schedule import rate_factor
-from engine.train.state import DAMAGED, STATE_FORMAT, Progress, check_moments, damaged, read_state, restore_tensors
+from engine.train.state import (
+    DAMAGED,
+    MOMENTS,
+    STATE_FORMAT,
+    Progress,
+    check_moments,
+    damaged,
+    read_state,
+    restore_tensors,
+)
 from utils import DTYPES, autocast
 
 NO_SCALING = GradScaler("cpu", enabled=False)
@@ -72,6 +81,7 @@ class Workload(Protocol):
     # Optional: `tally: dict[str, float]`, counters that `loss` updates. They are saved and restored with a run.
     # Optional: `tensors: dict[str, Tensor]`, which are saved with a run and restored in place.
     # Optional: `compiled_update(batches)`, which replaces `update`: the mean loss and the number of targets.
+    # Optional: `after_update(step, total_steps)`, which may change the weights after each update, steps from 1.
     # Optional: `best_name: str`, the name of the best checkpoint if it is not best.pt.
 
 
@@ -243,6 +253,8 @@ class Trainer:
         progress.skipped += self.scaler.get_scale() < scale
         progress.step += 1
         progress.targets += round(targets)  # weighted examples are not whole numbers
+        if after := getattr(self.workload, "after_update", None):
+            after(progress.step, self.total_steps)
         return total, self.peak_rates[0] * factor
 
     def _check_weights(self) -> None:
@@ -330,7 +342,7 @@ class Trainer:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise ValueError("its weights are not finite")
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        check_moments(state["optimizer"]["state"], trained)
+        check_moments(state["optimizer"]["state"], trained, getattr(self.optimizer, "moments", MOMENTS))
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         restore_tensors(getattr(self.workload, "tensors", {}), state["tensors"])

@@ -110,6 +110,20 @@ class SeedSearch(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shrinking(Settings):
+    """shrinking: a larger model, whose parts fade out one by one"""
+
+    shrink: list[str] = flag(
+        [], "shapes on the way, the largest first, --dim and --hidden_dim last; each trains on EXAMPLES, all choices "
+        "of the part that goes side by side", nargs="+", metavar="WIDTH:FFN:EXAMPLES",
+    )  # fmt: skip
+    shrink_lr: float | None = flag(None, "peak learning rate on the way; by default --lr", type=rate, metavar="RATE")
+    shrink_batch_size: int | None = flag(
+        None, "problems per step on the way; by default --batch_size", type=positive, metavar="N"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProblemSettings(Settings):
     """problems and files, beyond the course"""
 
@@ -127,7 +141,7 @@ class ProblemSettings(Settings):
         metavar="SHARE",
     )  # fmt: skip
     nines_end: float | None = flag(
-        None, "--nines changes linearly to this share by the end of the run; a seed search keeps --nines", type=share,
+        None, "--nines changes linearly to this share by the end of the run; stages before it keep --nines", type=share,
         metavar="SHARE",
     )  # fmt: skip
     zeros: float = flag(
@@ -137,12 +151,16 @@ class ProblemSettings(Settings):
     zeros_until: float = flag(
         0.5, "--zeros falls linearly to none over this share of the run", type=above_zero, metavar="SHARE"
     )
+    hard: float = flag(
+        0.0, "share of training examples that the model gets wrong or nearly wrong, found at every evaluation; not in "
+        "stages before the run", type=share, metavar="SHARE",
+    )  # fmt: skip
     no_data_files: bool = flag(False, "keep the problems in memory only")
     overwrite: bool = flag(False, "allow replacing a model that ships with the project")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdderTraining(ProblemSettings, SeedSearch, Optimization, ModelShape, CourseTraining):
+class AdderTraining(ProblemSettings, Shrinking, SeedSearch, Optimization, ModelShape, CourseTraining):
     """addition_run.py train"""
 
 

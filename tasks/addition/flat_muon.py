@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.train.muon import orthogonalise
+from engine.train.state import MOMENTS
 from optimizer import AdamW
 from tasks.addition.native_step import NativeStep
 
@@ -26,6 +27,8 @@ class FlatMuon(AdamW):
     `shapes` names the tensors of one flat parameter in their order. The update is that of `engine.train.muon.Muon`
     in the parameters' own precision; all matrices of one shape, of all seeds, are orthogonalised together.
     """
+
+    moments = (*MOMENTS, "momentum")  # of each parameter in a saved state
 
     def __init__(self, params: Iterable, shapes: dict[str, tuple[int, ...]], **options):
         super().__init__(params, **options)

@@ -111,7 +111,7 @@ class NativeStep:
         return losses, right
 
     def margins(self, model: SideBySide, a: Tensor, b: Tensor) -> Tensor:
-        """As `testing.smallest_margins`, of the first seed: (batch,)."""
+        """As `workload.smallest_margins`, of the first seed: (batch,)."""
         margins = torch.empty(len(a))
         parts = zip(*(row.chunk(self.threads) for row in (a, b, torch.ones(len(a)), margins)), strict=True)
         list(self.pool.map(lambda part: self.run(model.seeds[0], *part[:3], margins=part[3]), parts))

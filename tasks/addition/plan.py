@@ -30,6 +30,7 @@ from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.flat_muon import FlatMuon
 from tasks.addition.problems import pair_number, read_problems, sample_problems
+from tasks.addition.shrink import Fading, Part
 from tasks.addition.workload import AdditionWorkload, Model, Problems, Shares
 from tasks.settings import MachineSettings, input_file, shared_fields
 from utils import set_up
@@ -40,8 +41,8 @@ CHUNK, CHUNK_OF_SEEDS = 256, 384  # problems (over all seeds) whose activations 
 WORTH_COMPILING = 500_000  # examples (over all seeds) from which the minute of compilation pays
 RECORDED = (  # settings that training_config.json repeats after the course's fields
     "optimizer", "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
-    "stop_when_perfect", "init_std", "nines", "nines_end", "zeros", "zeros_until", "trial_seeds", "trial_examples",
-    "trial_lr", "trial_batch_size", "trial_rounds",
+    "stop_when_perfect", "init_std", "nines", "nines_end", "zeros", "zeros_until", "hard", "trial_seeds",
+    "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "shrink", "shrink_lr", "shrink_batch_size",
 )  # fmt: skip
 
 
@@ -59,12 +60,16 @@ class TrainingPlan:
     compile_step: bool
     seeds: list[int]
     resumed: bool
+    parts: list[Part]
     trial: TrainingPlan | None = None
 
     def begin(self) -> None:
-        """Compiles the step, if that pays."""
+        """Compiles the step, if that pays, and lets the parts fade."""
         if self.compile_step:
             compile_training(self.trainer, self.workload)
+        if self.parts:
+            model = self.trainer.model
+            self.workload.after_update = Fading(list(model.seeds), self.parts, model.shapes)
 
     def examples_after(self, progress: Progress) -> int:
         """Number of examples seen at this point of the run."""
@@ -82,12 +87,14 @@ def device_of(settings: MachineSettings) -> torch.device:
 
 
 def plan_run(
-    settings: AdderTraining, device: torch.device, spent: int = 0, dev: Problems | None = None
+    settings: AdderTraining, device: torch.device, spent: int = 0, dev: Problems | None = None,
+    parts: Sequence[Part] = (),
 ) -> TrainingPlan:
     """Checks the settings, draws the problems, builds the model and the trainer. Raises ValueError or OSError.
 
-    `spent` examples of an earlier stage count towards the capacity; `dev` replaces the drawn dev problems.
-    """
+    `spent` is the capacity that earlier stages used; `dev` replaces the drawn dev problems; `parts` fade, one of each
+    model.
+    """  # fmt: skip
     config = config_of(settings)
     model = build_model(config, settings, device)
     parameters = sum(prod(shape) for shape in parameter_shapes(config).values())
@@ -101,7 +108,7 @@ def plan_run(
     examples = min(examples, settings.epochs * len(training))
     workload = AdditionWorkload(
         model, training, dev, chunk, settings.epochs, examples, settings.seed, settings.stop_when_perfect,
-        Shares(settings.nines, settings.nines_end, settings.zeros, settings.zeros_until),
+        Shares(settings.nines, settings.nines_end, settings.zeros, settings.zeros_until, settings.hard),
     )  # fmt: skip
     described = describe(settings, parameters, len(training), len(dev), examples, spent)
     trainer = build_trainer(model, workload, settings, device, identity_of(config, described, training, dev))
@@ -111,7 +118,9 @@ def plan_run(
     long_enough = examples * settings.seeds >= WORTH_COMPILING and trainer.progress.epoch < settings.epochs
     compile_step = long_enough and not (settings.plain or settings.no_compile)
     seeds = list(range(settings.seed, settings.seed + settings.seeds))
-    return TrainingPlan(config, parameters, examples, workload, trainer, described, files, compile_step, seeds, resumed)
+    return TrainingPlan(
+        config, parameters, examples, workload, trainer, described, files, compile_step, seeds, resumed, list(parts)
+    )
 
 
 def config_of(settings: AdderTraining) -> LlamaConfig:
@@ -124,6 +133,8 @@ def build_model(config: LlamaConfig, settings: AdderTraining, device: torch.devi
     """Freshly initialised models of all seeds in one batched model; with `--plain` one ordinary `Llama`."""
     if settings.plain and settings.seeds > 1:
         raise ValueError("--plain trains one model: leave out --seeds")
+    if settings.hard and settings.seeds > 1:
+        raise ValueError("--hard follows one model: leave out --seeds")
     if settings.plain and settings.optimizer != "adamw":
         raise ValueError("--plain trains with AdamW: leave out --optimizer")
     models = []
@@ -139,9 +150,9 @@ def build_model(config: LlamaConfig, settings: AdderTraining, device: torch.devi
 def allowed_examples(settings: AdderTraining, parameters: int, spent: int) -> tuple[int, int]:
     """Distinct training problems (the course's formula, rounded up) and examples seen, within the capacity.
 
-    `spent` examples were seen in an earlier stage.
+    `spent` is the capacity that earlier stages used.
     """
-    most = settings.capacity // (6 * parameters) - spent
+    most = max(0, settings.capacity - spent) // (6 * parameters)
     if settings.examples is not None and settings.examples > most:
         raise ValueError(
             f"--examples {settings.examples:,} is too many: a capacity of {settings.capacity:,} allows {most:,} of a "
@@ -219,7 +230,7 @@ def describe(settings: AdderTraining, parameters: int, distinct: int, dev: int, 
     """The content of `training_config.json`, the course's fields first."""
     described = {"capacity": settings.capacity, "n_epochs": settings.epochs, "batch_size": settings.batch_size}
     described |= {"save_dir": settings.save_dir, "model_parameters": parameters, "train_samples": distinct}
-    described |= {"dev_samples": dev, "examples": examples, "capacity_used": 6 * parameters * (examples + spent)}
+    described |= {"dev_samples": dev, "examples": examples, "capacity_used": 6 * parameters * examples + spent}
     described |= {name: getattr(settings, name) for name in RECORDED}
     return described | {"excluded": [Path(path).name for path in excluded_files(settings)]}
 

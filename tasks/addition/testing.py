@@ -22,9 +22,9 @@ from engine.decode.sampling import Sampler
 from engine.io.checkpoint import CheckpointError, read_checkpoint
 from llama import Llama, from_checkpoint
 from tasks.addition import native_step
-from tasks.addition.batched_model import POSITIONS, SideBySide, answer_targets, counted, one_hot, problem_tokens
+from tasks.addition.batched_model import POSITIONS, SideBySide
 from tasks.addition.problems import CHARS, HIGH, LOW, OPERANDS
-from tasks.addition.workload import Problems, answer_logits
+from tasks.addition.workload import Problems, smallest_margins
 
 END = 0
 VOCABULARY = len(CHARS) + 1
@@ -126,15 +126,6 @@ def ordered_problems(start: int, stop: int, device: torch.device, size: int = CA
     """Operands of the problems numbered from `start`, each (size,) int64; past `stop` the last one is repeated."""
     number = torch.arange(start, start + size, device=device).clamp(max=stop - 1)
     return LOW + number // OPERANDS, LOW + number % OPERANDS
-
-
-def smallest_margins(fast: SideBySide, a: Tensor, b: Tensor) -> Tensor:
-    """Smallest lead of the right token's logit over the best other one at any answer position, (batch,)."""
-    tokens = problem_tokens(a, b)
-    logits = answer_logits(fast, a, b)[0]  # (vocab, 6, batch)
-    chosen = one_hot(answer_targets(tokens), len(logits), torch.bool)
-    lead = (logits * chosen).sum(dim=0) - logits.masked_fill(chosen, -torch.inf).amax(dim=0)
-    return torch.where(counted(tokens), lead, torch.inf).amin(dim=0)
 
 
 def _compiled(

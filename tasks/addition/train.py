@@ -16,7 +16,7 @@ from tasks import plots
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, device_of
 from tasks.addition.problems import problem_text
-from tasks.addition.seed_search import plan_training, search_seeds
+from tasks.addition.stages import plan_training, run_stages
 from tasks.addition.workload import save_seed
 from tasks.cli import Work
 from tasks.recipe import recipe_text
@@ -54,7 +54,7 @@ def _train(plan: TrainingPlan, settings: AdderTraining) -> None:
         f"{plan.examples:,} examples, {len(plan.workload.training):,} of them distinct; capacity "
         f"{plan.described['capacity_used']:,} of {settings.capacity:,}"
     )
-    search = {"trial": search_seeds(plan, plan.trial)} if plan.trial else {}
+    search = {"trial": run_stages(plan, plan.trial)} if plan.trial else {}
     plan.begin()
     progress = trainer.fit()
     if settings.seeds > 1:

@@ -25,6 +25,7 @@ from tasks.addition.batched_model import (
     SideBySide,
     answer_targets,
     counted,
+    one_hot,
     problem_tokens,
     token_losses,
 )
@@ -32,6 +33,8 @@ from tasks.addition.problems import EQUALS, IGNORED, pair_number
 
 Model = SideBySide | Llama
 EVALUATION_BATCH = 512
+CANDIDATES, HARD = 2**20, 2**14  # problems looked at for hard ones, and those kept
+MARGIN_BATCH = 65536  # problems per call in a look for hard ones
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,13 @@ class Problems:
 
 
 class Batches(Sequence):
-    """An epoch's problem indices in chunks: item i is (size,) int64; the last chunk may be shorter."""
+    """An epoch's problem indices in chunks: item i is (size,) int64; the last chunk may be shorter.
 
-    def __init__(self, order: Tensor, size: int):
-        self.order, self.size = order, size
+    In `order`, −1 − i stands for what is at place i of `hard` when the chunk is read.
+    """
+
+    def __init__(self, order: Tensor, size: int, hard: Tensor):
+        self.order, self.size, self.hard = order, size, hard
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
@@ -86,21 +92,23 @@ class Batches(Sequence):
             return [self[index] for index in range(*place.indices(len(self)))]
         if not 0 <= place < len(self):
             raise IndexError(place)
-        return self.order[place * self.size : (place + 1) * self.size].long()
+        chunk = self.order[place * self.size : (place + 1) * self.size].long()
+        return torch.where(chunk < 0, self.hard[-1 - chunk.clamp(max=-1)], chunk) if len(self.hard) else chunk
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of training examples that are drawn from special problems: long carry chains, and easy ones at first.
+    """Shares of training examples that are drawn from special problems: long carries, easy ones at first, hard ones.
 
     The share `nines` changes linearly to `nines_end` over the run (None: it stays). The share `zeros` falls linearly to
-    none over `zeros_until` of the run.
+    none over `zeros_until` of the run. Hard are the training problems that the model answers wrong or nearly wrong.
     """
 
     nines: float = 0.0
     nines_end: float | None = None
     zeros: float = 0.0
     zeros_until: float = 0.5
+    hard: float = 0.0
 
 
 class AdditionWorkload:
@@ -131,8 +139,11 @@ class AdditionWorkload:
         self.travelling = travelling(training) if shares.nines or shares.nines_end else []
         self.easy = easy_problems(training) if shares.zeros else torch.empty(0, dtype=torch.int32)
         self.device = next(model.parameters()).device
-        self.losses_of, self.measured_of = summed_losses, measured
+        self.losses_of, self.measured_of, self.margins_of = summed_losses, measured, smallest_margins
+        self.hard = torch.randint(len(training), (HARD if shares.hard else 0,), generator=_generator(seed))
+        self.tensors = {"hard": self.hard, "looks": torch.zeros(1, dtype=torch.int64)} if shares.hard else {}
         self.compiled_update: Callable[[Sequence[Tensor]], tuple[float, int]] | None = None
+        self.after_update: Callable[[int, int], None] | None = None
         self._drawn: tuple[int, Tensor] | None = None
         self.best_seed = 0
 
@@ -144,7 +155,7 @@ class AdditionWorkload:
             except RuntimeError as error:
                 print(f"the C++ step cannot be used here, torch compiles its own ({error})")
             else:
-                self.losses_of, self.measured_of = native.losses, native.measured
+                self.losses_of, self.measured_of, self.margins_of = native.losses, native.measured, native.margins
                 return native
         self._compile_with_torch(model)
         return None
@@ -171,10 +182,11 @@ class AdditionWorkload:
     def epoch(self, epoch: int) -> Batches:
         """All training problems in the epoch's random order."""
         if self._drawn is None or self._drawn[0] != epoch:
-            generator = torch.Generator().manual_seed((self.seed * 1000 + epoch) % 2**63)
+            generator = _generator(self.seed * 1000 + epoch)
             order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
-            self._drawn = epoch, self._with_zeros(self._with_nines(order, epoch, generator), epoch, generator)
-        return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk)
+            order = self._with_zeros(self._with_nines(order, epoch, generator), epoch, generator)
+            self._drawn = epoch, self._with_hard(order, generator)
+        return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk, self.hard)
 
     def _with_nines(self, order: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
         """Replaces a share of the order with problems of `travelling`, its groups equally likely."""
@@ -198,6 +210,29 @@ class AdditionWorkload:
         replaced = torch.rand(len(order), generator=generator) < share
         order[replaced] = self.easy[torch.randint(len(self.easy), (int(replaced.sum()),), generator=generator)]
         return order
+
+    def _with_hard(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """Replaces a share of the order with places of `hard`, whose problems are only known when a batch is read."""
+        if len(self.hard):
+            replaced = torch.rand(len(order), generator=generator) < self.shares.hard
+            places = torch.randint(len(self.hard), (int(replaced.sum()),), generator=generator, dtype=torch.int32)
+            order[replaced] = -1 - places
+        return order
+
+    @torch.no_grad()
+    def look_for_hard(self, model: Model) -> None:
+        """Fills `hard` with the problems of the smallest margins among random training problems: hard-example mining.
+
+        Every look draws others. The batches read from now on have them (Shrivastava et al. 2016, over a pool).
+        """
+        looks = self.tensors["looks"]
+        drawn = torch.randint(len(self.training), (CANDIDATES,), generator=_generator(self.seed * 1000 + int(looks)))
+        margins = []
+        for part in drawn.split(MARGIN_BATCH):
+            a, b = (numbers[part].long().to(self.device) for numbers in (self.training.a, self.training.b))
+            margins.append(self.margins_of(model, a, b).cpu())
+        self.hard.copy_(drawn[torch.cat(margins).topk(HARD, largest=False).indices])
+        looks += 1
 
     def _progress(self, order: Tensor, epoch: int) -> Tensor:
         """Share of the run that has been seen before each example of the epoch, (n,)."""
@@ -231,12 +266,18 @@ class AdditionWorkload:
         found = {"held_out_loss": losses[self.best_seed], "accuracy": accuracies[self.best_seed]}
         if len(scores) > 1:
             found |= {"seed_losses": [round(loss, 6) for loss in losses], "seed_accuracies": accuracies}
+        if len(self.hard):
+            self.look_for_hard(model)
         done = self.stop_when_perfect and max(right) == len(self.dev)
         return found | {"best_seed": self.best_seed, "score": max(scores), "done": done}
 
     def save_best(self, model: Model, path: Path) -> None:
         """The best seed's model."""
         save_seed(model, self.best_seed, path, self.seed)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % 2**63)
 
 
 def travelling(problems: Problems) -> list[Tensor]:
@@ -300,6 +341,18 @@ def measured(model: Model, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tenso
     losses = (token_losses(logits, tokens) * weights).sum(dim=(1, 2))
     right = (logits.argmax(dim=1) == answer_targets(tokens)) | ~counted(tokens)
     return losses, (right.all(dim=1) * weights).sum(dim=1)
+
+
+def smallest_margins(model: Model, a: Tensor, b: Tensor) -> Tensor:
+    """Smallest lead of the right token's logit over the best other one at any answer position, (batch,).
+
+    Of the first model where there are several.
+    """
+    tokens = problem_tokens(a, b)
+    logits = answer_logits(model, a, b)[0]  # (vocab, 6, batch)
+    chosen = one_hot(answer_targets(tokens), len(logits), torch.bool)
+    lead = (logits * chosen).sum(dim=0) - logits.masked_fill(chosen, -torch.inf).amax(dim=0)
+    return torch.where(counted(tokens), lead, torch.inf).amin(dim=0)
 
 
 @torch.no_grad()

@@ -1,0 +1,160 @@
+"""The stages before a run: a seed search, then shrinking. Each starts from the best models of the one before.
+
+The search trains many seeds briefly and continues the best (successive halving; Jamieson and Talwalkar, 2016). Every
+stage has its own learning-rate schedule, so the continued seeds start again at the peak: a warm restart (Loshchilov and
+Hutter, 2017). Shrinking trains the best model of the search in a larger shape and fades out one part after another.
+
+    python addition_run.py train --trial_seeds 16 --trial_examples 1536000 --seeds 2
+    python addition_run.py train --trial_seeds 16 --trial_examples 512000 --trial_rounds 4:1024000
+    python addition_run.py train --shrink 6:4:20000000 6:3:4000000 --dim 6 --hidden_dim 3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.train import run_log
+from llama import Llama
+from tasks import plots
+from tasks.addition.batched_model import SideBySide
+from tasks.addition.flags import AdderTraining
+from tasks.addition.plan import TrainingPlan, config_of, plan_run
+from tasks.addition.shrink import Part, choices
+
+Stage = tuple[AdderTraining, list[Part]]
+
+
+def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan:
+    """The run, with the stages before it if the flags ask for some, each the `trial` of the next.
+
+    Everything is checked before training starts. Raises ValueError or OSError.
+    """
+    steps = shrink_steps(settings)
+    first = steps[0][0] if steps else settings
+    rounds = search_rounds(dataclasses.replace(settings, dim=first.dim, hidden_dim=first.hidden_dim))
+    plan, spent = None, 0
+    for stage, parts in [*((trial, []) for trial in rounds), *steps, (settings, [])]:
+        dev = plan.workload.dev if plan else None
+        before, plan = plan, plan_run(stage, device, spent=spent, dev=dev, parts=parts)
+        plan.trial = before
+        if before:  # easy problems come first only
+            plan.workload.shares = dataclasses.replace(plan.workload.shares, zeros=0.0)
+        spent = plan.described["capacity_used"]
+    assert plan is not None
+    return plan
+
+
+def search_rounds(settings: AdderTraining) -> list[AdderTraining]:
+    """The rounds of the seed search as runs of their own. Raises ValueError if the flags contradict each other."""
+    if not settings.trial_seeds:
+        for name in ("trial_examples", "trial_lr", "trial_batch_size", "trial_rounds"):
+            if getattr(settings, name):
+                raise ValueError(f"--{name} belongs to a seed search: give --trial_seeds as well")
+        return []
+    rounds = [(settings.trial_seeds, settings.trial_examples or 0)]
+    rounds += [_numbers(text, "trial_rounds", "SEEDS:EXAMPLES", "4:1024000") for text in settings.trial_rounds]
+    sizes = [seeds for seeds, _ in rounds] + [settings.seeds]
+    if not settings.trial_examples or any(size <= after for size, after in itertools.pairwise(sizes)):
+        raise ValueError(
+            "--trial_seeds needs --trial_examples, and every round more seeds than the next; the last one more seeds "
+            "than --seeds continues"
+        )
+    lr, batch_size = settings.trial_lr or settings.lr, settings.trial_batch_size or settings.batch_size
+    return [
+        _stage(settings, "trial", index, seeds=seeds, examples=examples, lr=lr, batch_size=batch_size)
+        for index, (seeds, examples) in enumerate(rounds, start=1)
+    ]
+
+
+def shrink_steps(settings: AdderTraining) -> list[Stage]:
+    """The largest shape and the steps to the run's, each with its choices. Raises ValueError for a shape out of reach.
+
+    A step trains the shape before it while the parts fade.
+    """
+    if not settings.shrink:
+        for name in ("shrink_lr", "shrink_batch_size"):
+            if getattr(settings, name):
+                raise ValueError(f"--{name} belongs to shrinking: give --shrink as well")
+        return []
+    if settings.seeds > 1 or settings.plain:
+        raise ValueError("--shrink ends with one model in the batched layout: leave out --seeds and --plain")
+    shapes = [_numbers(text, "shrink", "WIDTH:FFN:EXAMPLES", "6:4:20000000") for text in settings.shrink]
+    lr, batch_size = settings.shrink_lr or settings.lr, settings.shrink_batch_size or settings.batch_size
+    steps, large = [], None
+    for index, (dim, hidden_dim, examples) in enumerate(shapes, start=1):
+        small = dataclasses.replace(settings, dim=dim, hidden_dim=hidden_dim)
+        parts = choices(config_of(large), config_of(small)) if large else []
+        options = {"seeds": len(parts) or 1, "examples": examples, "lr": lr, "batch_size": batch_size}
+        steps.append((_stage(large or small, "shrink", index, **options), parts))
+        large = small
+    if large and (large.dim, large.hidden_dim) != (settings.dim, settings.hidden_dim):
+        raise ValueError("--shrink must end with the shape of the run, its --dim and --hidden_dim")
+    return steps
+
+
+def _numbers(text: str, flag: str, form: str, example: str) -> tuple[int, ...]:
+    """The positive whole numbers of `text`, as many as `form` has. Raises ValueError."""
+    words = text.split(":")
+    if len(words) != form.count(":") + 1 or not all(word.isdecimal() and int(word) for word in words):
+        raise ValueError(f"--{flag} takes {form}, as {example}, not {text!r}")
+    return tuple(map(int, words))
+
+
+def _stage(settings: AdderTraining, kind: str, index: int, **changes) -> AdderTraining:
+    """A stage as a run of its own, in the folder `trial` or `shrink` (then `trial_2`, …); it writes no data files."""
+    folder = kind if index == 1 else f"{kind}_{index}"
+    return dataclasses.replace(
+        settings, epochs=1, save_dir=str(Path(settings.save_dir) / folder), no_data_files=True, stop_when_perfect=False,
+        nines_end=None, hard=0.0, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None,
+        trial_rounds=[], shrink=[], shrink_lr=None, shrink_batch_size=None, **changes,
+    )  # fmt: skip
+
+
+def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
+    """Trains `stage`, after the stages before it, and copies the weights of the best models into `plan`.
+
+    A resumed run keeps its own weights. Returns the stage's results; `before` holds those of the earlier ones.
+    """
+    before = {"before": run_stages(stage, stage.trial)} if stage.trial else {}
+    count = 1 if plan.parts else len(plan.seeds)
+    shape = f"{stage.config.dim}:{stage.config.ffn_dim}"
+    if stage.parts:
+        what = f"shrinking {shape}: one of {len(stage.parts)} parts fades in each model, then the best continues"
+    else:
+        what = f"{len(stage.seeds)} seeds on {stage.examples:,} examples each, then the best {count} continue"
+    print(what if stage.parts else f"seed search: {what}" if len(stage.seeds) > 1 else f"training {shape}")
+    stage.begin()
+    progress = stage.trainer.fit()
+    plots.addition_curves(stage.trainer.log.path, stage.trainer.folder / "loss_curve.png")
+    last = [record for record in run_log.read(stage.trainer.log.path) if "score" in record][-1]
+    losses = last.get("seed_losses", [last["held_out_loss"]])
+    accuracies = last.get("seed_accuracies", [last["accuracy"]])
+    best = sorted(range(len(losses)), key=losses.__getitem__)[:count]
+    went_on = [stage.seeds[index] for index in best]
+    plan.seeds = went_on * len(plan.seeds) if plan.parts else went_on
+    for index in best:
+        name = f"without {stage.parts[index]} the model" if stage.parts else f"seed {stage.seeds[index]}"
+        print(f"{name} continues from dev accuracy {accuracies[index]:.4f}")
+    if not plan.resumed:
+        with torch.no_grad():
+            states = [_flat(stage, index, plan) for index in best]
+            for parameters, state in zip(plan.trainer.model.seeds, itertools.cycle(states)):
+                parameters.copy_(state)
+    minutes = progress.seconds / 60 + (before["before"]["minutes"] if before else 0)  # of all stages up to this one
+    results = {"seed_accuracies": accuracies, "went_on": went_on, "minutes": round(minutes, 2)}
+    faded = {"faded": str(stage.parts[best[0]])} if stage.parts else {}
+    return results | faded | before
+
+
+def _flat(stage: TrainingPlan, index: int, plan: TrainingPlan) -> Tensor:
+    """The flat parameters of a stage's model in the shape of `plan`, without the part that faded out of it."""
+    if not stage.parts:
+        return stage.trainer.model.seeds[index]
+    model = Llama(plan.config)
+    model.load_state_dict(stage.parts[index].removed(stage.trainer.model.state_of(index)))
+    return SideBySide([model]).seeds[0].to(stage.trainer.device)

@@ -1,0 +1,173 @@
+"""Shrinking: a faded part is a removed part, steps of one part, the best choice goes on, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from config import LlamaConfig
+from engine.io.checkpoint import load_plain
+from llama import Llama
+from tasks.addition.batched_model import SideBySide
+from tasks.addition.plan import TrainingPlan
+from tasks.addition.problems import sample_problems
+from tasks.addition.shrink import FADED, Fading, Feature, Units, choices
+from tasks.addition.workload import Problems, measure
+from tests.test_addition_run import training_in
+
+LARGE = LlamaConfig(
+    vocab_size=13, dim=6, n_layers=2, n_heads=2, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
+    max_seq_len=20, layer_norm_eps=1e-30,
+)  # fmt: skip
+TOKENS = torch.randint(13, (7, 16), generator=torch.Generator().manual_seed(1))
+SHRINK = ["--dim", "4", "--hidden_dim", "2", "--head_dim", "4", "--shrink", "5:3:200", "5:2:200", "4:2:200"]
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    return training_in(tmp_path, monkeypatch)
+
+
+def random_model(seed: int = 0) -> Llama:
+    torch.manual_seed(seed)
+    model = Llama(LARGE).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("part", [Units((0, 2)), Units((2, 1)), Feature(0), Feature(5)], ids=str)
+def test_the_model_without_a_faded_part_is_the_same_model(part):
+    """Logits of the large model whose part is at zero, and of the small one, in float64."""
+    fast = SideBySide([random_model()])
+    fade = Fading(list(fast.seeds), [part], fast.shapes)
+    fade(10, 10)
+    faded = fast.model_of(0)
+    narrower = {"dim": 5} if isinstance(part, Feature) else {"hidden_dim": 2}
+    small = Llama(dataclasses.replace(LARGE, **narrower)).double()
+    small.load_state_dict(part.removed(fast.state_of(0)))
+    expected = faded(TOKENS, targets=TOKENS)[0]
+    torch.testing.assert_close(small(TOKENS, targets=TOKENS)[0], expected, rtol=0, atol=1e-9)
+    assert not torch.allclose(random_model()(TOKENS, targets=TOKENS)[0], expected, atol=0.1)
+
+
+def test_a_part_fades_linearly_and_nothing_else_moves():
+    """Two models with different parts, half-way: written weights are half their own, half the others' mean."""
+    made = [random_model(seed) for seed in (0, 1)]
+    fast = SideBySide(made)
+    fade = Fading(list(fast.seeds), [Units((1, 0)), Feature(2)], fast.shapes)
+    half = round(FADED * 100 / 2)
+    for step in range(1, half + 1):
+        fade(step, 100)
+    units, feature = (fast.state_of(index) for index in (0, 1))
+    before = made[0].state_dict()
+    for name, tensor in units.items():
+        expected = before[name].clone()
+        if name.endswith("w2.weight"):
+            expected[:, {"layers.0": 1, "layers.1": 0}[name[:8]]] *= 0.5
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-12)
+    for name, tensor in feature.items():
+        expected = made[1].state_dict()[name].clone()
+        if expected.dim() == 1:
+            expected[2] *= 0.5
+        elif name.endswith(("compute_output.weight", "w2.weight")):
+            expected[2] = expected[2] / 2 + (expected.sum(dim=0) - expected[2]) / 10
+        elif name in ("tok_embeddings.weight", "output.weight"):
+            expected[:, 2] = expected[:, 2] / 2 + (expected.sum(dim=1) - expected[:, 2]) / 10
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-12)
+
+
+def test_choices_are_all_parts_of_one_kind():
+    narrower, fewer = dataclasses.replace(LARGE, dim=5), dataclasses.replace(LARGE, hidden_dim=2)
+    assert choices(LARGE, narrower) == [Feature(place) for place in range(6)]
+    assert choices(LARGE, fewer) == [Units((first, second)) for first in range(3) for second in range(3)]
+    for other in (LARGE, dataclasses.replace(narrower, hidden_dim=2), dataclasses.replace(LARGE, dim=4)):
+        with pytest.raises(ValueError, match="a step removes one"):
+            choices(LARGE, other)
+
+
+def test_the_best_choice_of_every_step_goes_on(train, tmp_path):
+    """At a rate of zero only the fading moves weights, so every step can be repeated from the first weights by hand."""
+    assert train(*SHRINK, "--lr", "0", "--trial_seeds", "3", "--trial_examples", "100", "--trial_rounds", "2:100") == 0
+    described = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    sizes = [13 * dim + 2 * dim + 4 * dim + dim * 16 + 3 * dim * ffn for dim, ffn in ((5, 3), (5, 3), (5, 2), (4, 2))]
+    assert described["model_parameters"] == sizes[-1]
+    in_order = zip([sizes[0]] * 2 + sizes, (100, 100, 200, 200, 200, 600), strict=True)
+    assert described["capacity_used"] == 6 * sum(size * examples for size, examples in in_order)
+    last = described["result"]["trial"]
+    assert len(last["seed_accuracies"]) == 5 and len(last["before"]["seed_accuracies"]) == 3
+    assert last["faded"].startswith("feature") and last["before"]["faded"].startswith("feed-forward units")
+    assert len(last["before"]["before"]["before"]["seed_accuracies"]) == 2 and last["went_on"][0] in (1337, 1338, 1339)
+
+    dev = Problems.of(*sample_problems(50, 5))
+    state = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]["seeds.0"]
+    config = LlamaConfig(
+        vocab_size=13, dim=5, n_layers=1, n_heads=1, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
+        max_seq_len=20,
+    )  # fmt: skip
+    for small, folder in (({"hidden_dim": 2}, "shrink_2"), ({"dim": 4}, "shrink_3")):
+        large, config = config, dataclasses.replace(config, **small)
+        parts, runs = choices(large, config), load_plain(tmp_path / "run" / folder / "last.pt")["model"]
+        logged = [json.loads(line) for line in (tmp_path / "run" / folder / "log.jsonl").read_text().splitlines()]
+        losses = [record for record in logged if "score" in record][-1]["seed_losses"]
+        made = []
+        for index, part in enumerate(parts):
+            fast = SideBySide([Llama(large)])
+            with torch.no_grad():
+                fast.seeds[0].copy_(state)
+            Fading(list(fast.seeds), [part], fast.shapes)(1, 1)
+            torch.testing.assert_close(runs[f"seeds.{index}"], fast.seeds[0].detach(), rtol=0, atol=1e-6)
+            made.append(part.removed(fast.state_of(0)))
+        model = Llama(config)
+        model.load_state_dict(made[min(range(len(parts)), key=losses.__getitem__)])
+        state = SideBySide([model]).seeds[0].detach()
+        assert math.isfinite(measure(model, dev)[0][0])
+    torch.testing.assert_close(load_plain(tmp_path / "run" / "last.pt")["model"]["seeds.0"], state, rtol=0, atol=1e-6)
+
+
+def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
+    flags = [*SHRINK, "--save_every", "1", "--optimizer", "muon", "--max_grad_norm", "1", "--shrink_batch_size", "50"]
+    assert train(*flags, "--save_dir", "whole") == 0
+    begin = TrainingPlan.begin
+
+    def stopping(plan):
+        begin(plan)
+        step = plan.trainer.step
+
+        def failing(batches):
+            if plan.trainer.folder.name == "shrink_3" and plan.trainer.progress.step == 2:
+                raise KeyboardInterrupt
+            return step(batches)
+
+        plan.trainer.step = failing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingPlan, "begin", stopping)
+        assert train(*flags) == 130
+    assert train(*flags, "--resume") == 0
+    now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
+    assert all(torch.equal(now[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--shrink_lr", "1e-2"], "--shrink_lr belongs to shrinking"),
+        ([*SHRINK, "--seeds", "2"], "leave out --seeds"),
+        ([*SHRINK, "--dim", "5"], "--shrink must end with the shape of the run"),
+        ([*SHRINK, "--shrink", "5:3:200", "4:2:200"], "a step removes one"),
+        ([*SHRINK, "--shrink", "5:3"], "--shrink takes WIDTH:FFN:EXAMPLES"),
+        ([*SHRINK, "--norm_type", "rmsnorm"], "a model with LayerNorm"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_steps_are_one_line_before_any_work(train, tmp_path, capsys, flags, complaint):
+    assert train(*flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and complaint in captured.err
+    assert not list(tmp_path.rglob("last.pt"))
