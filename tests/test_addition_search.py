@@ -45,7 +45,7 @@ def test_a_trial_trains_as_a_run_of_its_own_and_its_best_seed_goes_on(train, tmp
 
 def test_a_search_of_two_rounds_keeps_fewer_seeds_each_time(train, tmp_path):
     """At a rate of zero nothing moves: the run ends with the weights of the first round's best seed."""
-    assert train(*TRIAL, "--trial_lr", "0", "--trial_rounds", "2:150", "--lr", "0", "--optimizer", "muon") == 0
+    assert train(*TRIAL, "--trial_rounds", "2:150@0", "--lr", "0", "--optimizer", "muon") == 0
     described = json.loads((tmp_path / "run" / "training_config.json").read_text())
     second = described["result"]["trial"]
     assert len(second["before"]["seed_accuracies"]) == 3 and len(second["seed_accuracies"]) == 2
@@ -94,6 +94,7 @@ def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatc
         ([*TRIAL, "--seeds", "3"], "more seeds than --seeds continues"),
         ([*TRIAL, "--trial_rounds", "3:100"], "every round more seeds than the next"),
         ([*TRIAL, "--trial_rounds", "2"], "--trial_rounds takes SEEDS:EXAMPLES"),
+        ([*TRIAL, "--trial_rounds", "2:100@fast"], "--trial_rounds takes SEEDS:EXAMPLES@RATE"),
         (["--trial_rounds", "2:100"], "--trial_rounds belongs to a seed search"),
         (["--optimizer", "muon", "--plain"], "--plain trains with AdamW"),
         ([*TRIAL, "--capacity", str(6 * 164 * 799)], "allows 599"),

@@ -104,8 +104,8 @@ class SeedSearch(Settings):
         None, "problems per step of the search; by default --batch_size", type=positive, metavar="N"
     )
     trial_rounds: list[str] = flag(
-        [], "further rounds: the best SEEDS of the round before train on EXAMPLES more", nargs="+",
-        metavar="SEEDS:EXAMPLES",
+        [], "further rounds: the best SEEDS of the round before train on EXAMPLES more, at the search's peak learning "
+        "rate or that after @", nargs="+", metavar="SEEDS:EXAMPLES[@RATE]",
     )  # fmt: skip
 
 

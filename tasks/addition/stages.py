@@ -11,6 +11,7 @@ Hutter, 2017). Shrinking trains the best model of the search in a larger shape a
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 from pathlib import Path
@@ -25,6 +26,7 @@ from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, config_of, plan_run
 from tasks.addition.shrink import Part, choices
+from tasks.settings import rate
 
 Stage = tuple[AdderTraining, list[Part]]
 
@@ -56,18 +58,22 @@ def search_rounds(settings: AdderTraining) -> list[AdderTraining]:
             if getattr(settings, name):
                 raise ValueError(f"--{name} belongs to a seed search: give --trial_seeds as well")
         return []
-    rounds = [(settings.trial_seeds, settings.trial_examples or 0)]
-    rounds += [_numbers(text, "trial_rounds", "SEEDS:EXAMPLES", "4:1024000") for text in settings.trial_rounds]
-    sizes = [seeds for seeds, _ in rounds] + [settings.seeds]
+    peak = settings.trial_lr or settings.lr
+    rounds = [(settings.trial_seeds, settings.trial_examples or 0, peak)]
+    for text in settings.trial_rounds:
+        numbers, at, own_peak = text.partition("@")
+        seeds, examples = _numbers(numbers, "trial_rounds", "SEEDS:EXAMPLES", "4:1024000")
+        rounds.append((seeds, examples, _rate(own_peak, text) if at else peak))
+    sizes = [seeds for seeds, *_ in rounds] + [settings.seeds]
     if not settings.trial_examples or any(size <= after for size, after in itertools.pairwise(sizes)):
         raise ValueError(
             "--trial_seeds needs --trial_examples, and every round more seeds than the next; the last one more seeds "
             "than --seeds continues"
         )
-    lr, batch_size = settings.trial_lr or settings.lr, settings.trial_batch_size or settings.batch_size
+    batch_size = settings.trial_batch_size or settings.batch_size
     return [
         _stage(settings, "trial", index, seeds=seeds, examples=examples, lr=lr, batch_size=batch_size)
-        for index, (seeds, examples) in enumerate(rounds, start=1)
+        for index, (seeds, examples, lr) in enumerate(rounds, start=1)
     ]
 
 
@@ -103,6 +109,14 @@ def _numbers(text: str, flag: str, form: str, example: str) -> tuple[int, ...]:
     if len(words) != form.count(":") + 1 or not all(word.isdecimal() and int(word) for word in words):
         raise ValueError(f"--{flag} takes {form}, as {example}, not {text!r}")
     return tuple(map(int, words))
+
+
+def _rate(text: str, whole: str) -> float:
+    """The learning rate after the `@` of a round. Raises ValueError."""
+    try:
+        return rate(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise ValueError(f"--trial_rounds takes SEEDS:EXAMPLES@RATE, as 4:1024000@1e-2, not {whole!r}") from None
 
 
 def _stage(settings: AdderTraining, kind: str, index: int, **changes) -> AdderTraining:

@@ -33,7 +33,7 @@ from tasks.addition.problems import EQUALS, IGNORED, pair_number
 
 Model = SideBySide | Llama
 EVALUATION_BATCH = 512
-CANDIDATES, HARD = 2**20, 2**14  # problems looked at for hard ones, and those kept
+CANDIDATES, HARD = 2**20, 2**12  # problems looked at for hard ones, and those kept
 MARGIN_BATCH = 65536  # problems per call in a look for hard ones
 
 
@@ -221,17 +221,20 @@ class AdditionWorkload:
 
     @torch.no_grad()
     def look_for_hard(self, model: Model) -> None:
-        """Fills `hard` with the problems of the smallest margins among random training problems: hard-example mining.
+        """Fills `hard` with the smallest margins among itself and random training problems: hard-example mining.
 
-        Every look draws others. The batches read from now on have them (Shrivastava et al. 2016, over a pool).
+        Every look draws others, so that the rarest mistakes gather over the run. The batches read from now on have them
+        (Shrivastava et al. 2016, over a pool).
         """
         looks = self.tensors["looks"]
         drawn = torch.randint(len(self.training), (CANDIDATES,), generator=_generator(self.seed * 1000 + int(looks)))
+        drawn = torch.cat([self.hard, drawn]).unique()
         margins = []
         for part in drawn.split(MARGIN_BATCH):
             a, b = (numbers[part].long().to(self.device) for numbers in (self.training.a, self.training.b))
             margins.append(self.margins_of(model, a, b).cpu())
-        self.hard.copy_(drawn[torch.cat(margins).topk(HARD, largest=False).indices])
+        hardest = drawn[torch.cat(margins).argsort()[: len(self.hard)]]
+        self.hard[: len(hardest)] = hardest
         looks += 1
 
     def _progress(self, order: Tensor, epoch: int) -> Tensor:
