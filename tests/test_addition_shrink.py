@@ -16,6 +16,7 @@ from tasks.addition.batched_model import SideBySide
 from tasks.addition.plan import TrainingPlan
 from tasks.addition.problems import sample_problems
 from tasks.addition.shrink import FADED, Fading, Feature, Units, choices
+from tasks.addition.testing import load_adder
 from tasks.addition.workload import Problems, measure
 from tests.test_addition_run import training_in
 
@@ -152,6 +153,28 @@ def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path, monkeypatch
     assert train(*flags, "--resume") == 0
     now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
     assert all(torch.equal(now[name], whole[name]) for name in whole)
+
+
+def test_shrinking_starts_from_a_trained_model(train, tmp_path, capsys):
+    """At a rate of zero the first step's models are the given one, each without its part; another shape is refused."""
+    assert train("--dim", "5", "--hidden_dim", "3", "--head_dim", "4", "--save_dir", "large") == 0
+    given = ["--shrink_from", "large/best_model.pth"]
+    short = [*SHRINK[:6], "--shrink", "5:2:200", "4:2:200", "--lr", "0"]
+    assert train(*short, *given) == 0
+    state = load_checkpoint_flat(tmp_path / "large" / "best_model.pth")
+    first = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]
+    changed = [(first[f"seeds.{index}"] - state).nonzero()[:, 0].tolist() for index in range(3)]
+    w2 = len(state) - 3 * 2 * 5 - 5 * 3 + torch.arange(5 * 3).view(5, 3)  # three norms' gains and biases come after it
+    assert changed == [w2[:, index].tolist() for index in range(3)]
+    assert train(*short, *given, "--trial_seeds", "3", "--trial_examples", "100") == 2
+    assert train(*short, *given, "--n_layers", "2") == 2
+    assert train(*short, "--shrink_from", "none.pth") == 2
+    errors = capsys.readouterr().err
+    assert "leave out --trial_seeds" in errors and "differs from the flags" in errors and "none.pth" in errors
+
+
+def load_checkpoint_flat(path) -> torch.Tensor:
+    return SideBySide([load_adder(path, torch.device("cpu"))]).seeds[0].detach()
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ class Shrinking(Settings):
         [], "shapes on the way, the largest first, --dim and --hidden_dim last; each trains on EXAMPLES, all choices "
         "of the part that goes side by side", nargs="+", metavar="WIDTH:FFN:EXAMPLES",
     )  # fmt: skip
+    shrink_from: str | None = input_flag(None, "a trained adder to start from, before the shapes of --shrink")
     shrink_lr: float | None = flag(None, "peak learning rate on the way; by default --lr", type=rate, metavar="RATE")
     shrink_batch_size: int | None = flag(
         None, "problems per step on the way; by default --batch_size", type=positive, metavar="N"

@@ -42,7 +42,8 @@ WORTH_COMPILING = 500_000  # examples (over all seeds) from which the minute of 
 RECORDED = (  # settings that training_config.json repeats after the course's fields
     "optimizer", "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
     "stop_when_perfect", "init_std", "nines", "nines_end", "zeros", "zeros_until", "hard", "trial_seeds",
-    "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "shrink", "shrink_lr", "shrink_batch_size",
+    "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "shrink", "shrink_from", "shrink_lr",
+    "shrink_batch_size",
 )  # fmt: skip
 
 
@@ -239,7 +240,7 @@ def identity_of(config: LlamaConfig, described: dict, training: Problems, dev: P
     """What a resumed run must share: model, settings and the problems themselves, but no paths."""
     drawn = {"training": training, "dev": dev}
     digests = {name: hashlib.sha256(problems.numbers().tobytes()).hexdigest()[:16] for name, problems in drawn.items()}
-    paths = ("save_dir", "excluded")
+    paths = ("save_dir", "excluded", "shrink_from")
     return config.to_dict() | {name: value for name, value in described.items() if name not in paths} | digests
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from config import LlamaConfig
 from engine.train import run_log
 from llama import Llama
 from tasks import plots
@@ -26,6 +27,7 @@ from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, config_of, plan_run
 from tasks.addition.shrink import Part, choices
+from tasks.addition.testing import load_adder
 from tasks.settings import rate
 
 Stage = tuple[AdderTraining, list[Part]]
@@ -36,9 +38,12 @@ def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan
 
     Everything is checked before training starts. Raises ValueError or OSError.
     """
-    steps = shrink_steps(settings)
+    trained = load_adder(settings.shrink_from, torch.device("cpu")) if settings.shrink_from else None
+    steps = shrink_steps(settings, trained.config if trained else None)
     first = steps[0][0] if steps else settings
     rounds = search_rounds(dataclasses.replace(settings, dim=first.dim, hidden_dim=first.hidden_dim))
+    if rounds and trained:
+        raise ValueError("--shrink_from has no use for a seed search: leave out --trial_seeds")
     plan, spent = None, 0
     for stage, parts in [*((trial, []) for trial in rounds), *steps, (settings, [])]:
         dev = plan.workload.dev if plan else None
@@ -46,6 +51,8 @@ def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan
         plan.trial = before
         if before:  # easy problems come first only
             plan.workload.shares = dataclasses.replace(plan.workload.shares, zeros=0.0)
+        elif trained and not plan.resumed:
+            _fill(plan, list(SideBySide([trained]).seeds))
         spent = plan.described["capacity_used"]
     assert plan is not None
     return plan
@@ -77,13 +84,14 @@ def search_rounds(settings: AdderTraining) -> list[AdderTraining]:
     ]
 
 
-def shrink_steps(settings: AdderTraining) -> list[Stage]:
+def shrink_steps(settings: AdderTraining, trained: LlamaConfig | None = None) -> list[Stage]:
     """The largest shape and the steps to the run's, each with its choices. Raises ValueError for a shape out of reach.
 
-    A step trains the shape before it while the parts fade.
+    A step trains the shape before it while the parts fade. The shape of a `trained` model is the largest; it is not
+    trained again.
     """
     if not settings.shrink:
-        for name in ("shrink_lr", "shrink_batch_size"):
+        for name in ("shrink_from", "shrink_lr", "shrink_batch_size"):
             if getattr(settings, name):
                 raise ValueError(f"--{name} belongs to shrinking: give --shrink as well")
         return []
@@ -92,6 +100,10 @@ def shrink_steps(settings: AdderTraining) -> list[Stage]:
     shapes = [_numbers(text, "shrink", "WIDTH:FFN:EXAMPLES", "6:4:20000000") for text in settings.shrink]
     lr, batch_size = settings.shrink_lr or settings.lr, settings.shrink_batch_size or settings.batch_size
     steps, large = [], None
+    if trained:
+        large = dataclasses.replace(settings, dim=trained.dim, hidden_dim=trained.ffn_dim)
+        if config_of(large) != trained:
+            raise ValueError(f"{settings.shrink_from} differs from the flags in more than --dim and --hidden_dim")
     for index, (dim, hidden_dim, examples) in enumerate(shapes, start=1):
         small = dataclasses.replace(settings, dim=dim, hidden_dim=hidden_dim)
         parts = choices(config_of(large), config_of(small)) if large else []
@@ -155,14 +167,18 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
         name = f"without {stage.parts[index]} the model" if stage.parts else f"seed {stage.seeds[index]}"
         print(f"{name} continues from dev accuracy {accuracies[index]:.4f}")
     if not plan.resumed:
-        with torch.no_grad():
-            states = [_flat(stage, index, plan) for index in best]
-            for parameters, state in zip(plan.trainer.model.seeds, itertools.cycle(states)):
-                parameters.copy_(state)
+        _fill(plan, [_flat(stage, index, plan) for index in best])
     minutes = progress.seconds / 60 + (before["before"]["minutes"] if before else 0)  # of all stages up to this one
     results = {"seed_accuracies": accuracies, "went_on": went_on, "minutes": round(minutes, 2)}
     faded = {"faded": str(stage.parts[best[0]])} if stage.parts else {}
     return results | faded | before
+
+
+@torch.no_grad()
+def _fill(plan: TrainingPlan, states: list[Tensor]) -> None:
+    """Copies flat parameters into the models of `plan`, one after another and from the start where there are fewer."""
+    for parameters, state in zip(plan.trainer.model.seeds, itertools.cycle(states)):
+        parameters.copy_(state)
 
 
 def _flat(stage: TrainingPlan, index: int, plan: TrainingPlan) -> Tensor:
