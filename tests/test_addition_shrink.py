@@ -15,7 +15,7 @@ from llama import Llama
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.plan import TrainingPlan
 from tasks.addition.problems import sample_problems
-from tasks.addition.shrink import FADED, Fading, Feature, Units, choices
+from tasks.addition.shrink import Fading, Feature, Units, choices
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import Problems, measure
 from tests.test_addition_run import training_in
@@ -58,11 +58,11 @@ def test_the_model_without_a_faded_part_is_the_same_model(part):
 
 
 def test_a_part_fades_linearly_and_nothing_else_moves():
-    """Two models with different parts, half-way: written weights are half their own, half the others' mean."""
+    """Units go at once. A feature is half-way: what is written to it is half its own, half the others' mean."""
     made = [random_model(seed) for seed in (0, 1)]
     fast = SideBySide(made)
     fade = Fading(list(fast.seeds), [Units((1, 0)), Feature(2)], fast.shapes)
-    half = round(FADED * 100 / 2)
+    half = round(Feature.fading * 100 / 2)
     for step in range(1, half + 1):
         fade(step, 100)
     units, feature = (fast.state_of(index) for index in (0, 1))
@@ -70,7 +70,7 @@ def test_a_part_fades_linearly_and_nothing_else_moves():
     for name, tensor in units.items():
         expected = before[name].clone()
         if name.endswith("w2.weight"):
-            expected[:, {"layers.0": 1, "layers.1": 0}[name[:8]]] *= 0.5
+            expected[:, {"layers.0": 1, "layers.1": 0}[name[:8]]] = 0.0
         torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-12)
     for name, tensor in feature.items():
         expected = made[1].state_dict()[name].clone()

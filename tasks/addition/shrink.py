@@ -1,7 +1,7 @@
 """Shrinking an adder: one part after another fades out of a trained model (structured pruning).
 
 A step removes one feed-forward unit of every layer or one feature of the residual stream. All choices train side by
-side while their part fades to nothing, and the best of them goes on without it: small shapes that hardly any seed
+side without their part, or while it fades to nothing, and the best of them goes on: small shapes that hardly any seed
 learns from random weights are reached from a larger one that many seeds learn.
 
     python addition_run.py train --shrink 6:4:20000000 6:3:4000000 --dim 6 --hidden_dim 3
@@ -12,20 +12,22 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from config import LlamaConfig
 
-FADED = 0.7  # share of a step's updates over which the part fades; the rest trains without it
 WRITES = ("tok_embeddings.weight", "attention.compute_output.weight", "feed_forward.w2.weight")  # to the stream
 Places = dict[str, Tensor]  # where each value of each tensor stands in the flat parameters
 
 
 class Part(Protocol):
-    """A part of the model that can be removed."""
+    """A part of the model that can be removed. It fades over the share `fading` of a step, and is gone in the rest."""
+
+    @property
+    def fading(self) -> float: ...
 
     def faded(self, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """Places that fade to zero (n,), places that fade to a mean (m,), and those of that mean (m, others)."""
@@ -38,9 +40,10 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Units:
-    """One feed-forward unit of every layer."""
+    """One feed-forward unit of every layer. It goes at once: the others take its place soon."""
 
     of_layers: tuple[int, ...]
+    fading: ClassVar[float] = 0.0
 
     def __str__(self) -> str:
         return "feed-forward units " + ", ".join(str(unit + 1) for unit in self.of_layers)
@@ -70,6 +73,7 @@ class Feature:
     """
 
     place: int
+    fading: ClassVar[float] = 0.7
 
     def __str__(self) -> str:
         return f"feature {self.place + 1}"
@@ -120,13 +124,13 @@ class Fading:
         sizes = [math.prod(shape) for shape in shapes.values()]
         numbers = torch.arange(sum(sizes)).split(sizes)
         places = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), numbers, strict=True)}
-        self.jobs = [(seed, *part.faded(places)) for seed, part in zip(seeds, parts, strict=True)]
+        self.jobs = [(seed, part.fading, *part.faded(places)) for seed, part in zip(seeds, parts, strict=True)]
 
     @torch.no_grad()
     def __call__(self, step: int, total_steps: int) -> None:
-        """After update `step` (from 1): scales the parts so that they fall linearly to zero at `FADED` of the steps."""
-        before, now = (max(0.0, 1.0 - done / (FADED * total_steps)) for done in (step - 1, step))
-        factor = now / before if before else 0.0
-        for seed, to_zero, to_mean, others in self.jobs:
+        """After update `step` (from 1): scales each part so that it falls linearly to zero."""
+        for seed, fading, to_zero, to_mean, others in self.jobs:
+            before, now = (max(0.0, fading * total_steps - done) for done in (step - 1, step))
+            factor = now / before if before else 0.0
             seed[to_zero] *= factor
             seed[to_mean] = torch.lerp(seed[others].mean(dim=1), seed[to_mean], factor)
