@@ -18,8 +18,9 @@ from addition_lib import CharDataset
 from config import LlamaConfig
 from llama import Llama
 from tasks import cli
+from tasks.addition.course_loop import evaluate_loss, train_one_epoch
 from tasks.addition.testing import answers, is_right, load_adder, parse_prompt
-from tasks.addition.workload import Problems, evaluate_loss, train_one_epoch
+from tasks.addition.workload import Problems
 from tasks.options import Option, Program
 
 __all__ = [

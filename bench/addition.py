@@ -27,11 +27,12 @@ from llama import Llama
 from optimizer import AdamW
 from tasks.addition import native_step
 from tasks.addition.batched_model import SideBySide
+from tasks.addition.course_loop import train_one_epoch
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import build_trainer, chunk_of, compile_training
 from tasks.addition.problems import problem_text, sample_problems
 from tasks.addition.testing import NATIVE_CALL, exhaustive
-from tasks.addition.workload import AdditionWorkload, Problems, train_one_epoch
+from tasks.addition.workload import AdditionWorkload, Problems
 
 SHAPES = {"8/3/2/2": (8, 3, 2, 2), "16/6/4/4": (16, 6, 4, 4)}  # dim / layers / heads / KV heads, as the course's
 ABLATION_16 = {"dim": 8, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 8}

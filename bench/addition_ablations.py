@@ -3,7 +3,7 @@
     python -m bench.addition_ablations                 # all that are missing; the short ones take an hour of one core
     python -m bench.addition_ablations --only 4 5
 
-1 to 12 start from the model of 1,784 parameters, 17 to 23 from the seed search of the best model. Within a group all
+1 to 12 start from the model of 1,784 parameters, 17 to 23 from the seed search of ablation 26. Within a group all
 have the same budget, too short for some: they show how fast a setting learns. The others are runs in full.
 """
 

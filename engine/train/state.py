@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from engine.io.checkpoint import CheckpointError, load_plain
 from engine.train import distributed
@@ -88,8 +89,10 @@ def damaged(path: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"{path} is damaged ({short}): delete it and train again, or put back a copy")
 
 
-def check_moments(state: Any, parameters: Sequence[nn.Parameter], moments: Sequence[str] = MOMENTS) -> None:
+def check_moments(state: Any, optimizer: Optimizer) -> None:
     """Raises ValueError unless each entry has the optimizer's moments, in the shape of its parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = getattr(optimizer, "moments", MOMENTS)
     for index, entry in state.items():
         if type(index) is not int or not 0 <= index < len(parameters):
             raise ValueError(f"the optimizer has a state of parameter {index!r}")

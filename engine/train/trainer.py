@@ -26,16 +26,7 @@ from engine.io.checkpoint import save_plain
 from engine.train import distributed
 from engine.train.run_log import RunLog
 from engine.train.schedule import rate_factor
-from engine.train.state import (
-    DAMAGED,
-    MOMENTS,
-    STATE_FORMAT,
-    Progress,
-    check_moments,
-    damaged,
-    read_state,
-    restore_tensors,
-)
+from engine.train.state import DAMAGED, STATE_FORMAT, Progress, check_moments, damaged, read_state, restore_tensors
 from utils import DTYPES, autocast
 
 NO_SCALING = GradScaler("cpu", enabled=False)
@@ -341,8 +332,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise ValueError("its weights are not finite")
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        check_moments(state["optimizer"]["state"], trained, getattr(self.optimizer, "moments", MOMENTS))
+        check_moments(state["optimizer"]["state"], self.optimizer)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         restore_tensors(getattr(self.workload, "tensors", {}), state["tensors"])

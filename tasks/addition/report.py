@@ -123,19 +123,20 @@ def draw_heads(model: Llama, out: Path) -> None:
     plots.attention_maps(maps.tolist(), POSITION_NAMES, out)
     for layer in range(model.config.n_layers):
         for head in range(model.config.n_heads):
-            without, carried, short = digits_without(model, layer, head, a, b)
+            without, large, carried, small = digits_without(model, layer, head, a, b)
             print(
-                f"layer {layer + 1}, head {head + 1} off: digits right where no carry comes in {without:.3f}, "
-                f"where one does {carried:.3f}, there one too small {short:.3f}"
+                f"layer {layer + 1}, head {head + 1} off: digits right where no carry comes in {without:.3f}, one too "
+                f"large {large:.3f}; right where one does {carried:.3f}, one too small {small:.3f}"
             )
 
 
 @torch.no_grad()
-def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) -> tuple[float, float, float]:
+def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) -> tuple[float, ...]:
     """What goes wrong with one head switched off: its columns of the output matrix are zero during the test.
 
-    For the digits c3, c2 and c1 of five-digit sums a + b, with a and b (batch,) int64, it returns the share of right
-    digits without an incoming carry, the share with one, and the share of the latter that is one too small.
+    Shares of the digits c3, c2 and c1 of five-digit sums a + b, with a and b (batch,) int64: of those without an
+    incoming carry the right ones and those that are one too large, of those with one the right ones and those that are
+    one too small.
     """
     weight, size = model.layers[layer].attention.compute_output.weight, model.config.head_dim
     columns = weight[:, head * size : (head + 1) * size]
@@ -146,8 +147,8 @@ def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) ->
     short = (answer_targets(problem_tokens(a, b))[1:4] - given) % 10
     carried = torch.stack([(a % 10**place + b % 10**place) >= 10**place for place in (3, 2, 1)])
     right = short == 0
-    without, with_carry, one_short = right[~carried], right[carried], short[carried] == 1
-    return float(without.double().mean()), float(with_carry.double().mean()), float(one_short.double().mean())
+    shares = right[~carried], short[~carried] == 9, right[carried], short[carried] == 1
+    return tuple(float(share.double().mean()) for share in shares)
 
 
 OUTCOMES = ("all digits", "digit, no carry in", "digit, carry in", "leading 1", "end after 4", "end after 5")

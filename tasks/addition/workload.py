@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.io.checkpoint import save_checkpoint
-from engine.train.trainer import update
 from llama import Llama
 from tasks.addition import native_step
 from tasks.addition.batched_model import (
@@ -29,86 +26,12 @@ from tasks.addition.batched_model import (
     problem_tokens,
     token_losses,
 )
-from tasks.addition.problems import EQUALS, IGNORED, pair_number
+from tasks.addition.sampling import Batches, Problems, Shares, easy_problems, travelling
 
 Model = SideBySide | Llama
 EVALUATION_BATCH = 512
 CANDIDATES, HARD = 2**20, 2**12  # problems looked at for hard ones, and those kept
 MARGIN_BATCH = 65536  # problems per call in a look for hard ones
-
-
-@dataclass(frozen=True)
-class Problems:
-    """Operands a and b, each (n,) int16 on the CPU."""
-
-    a: Tensor
-    b: Tensor
-
-    @classmethod
-    def of(cls, a: np.ndarray, b: np.ndarray) -> Problems:
-        """From operands as `sample_problems` returns them."""
-        return cls(torch.from_numpy(a.astype(np.int16)), torch.from_numpy(b.astype(np.int16)))
-
-    @classmethod
-    def of_pairs(cls, pairs: list[tuple[int, int]]) -> Problems:
-        """From pairs (a, b)."""
-        return cls.of(*np.array(pairs).T)
-
-    def __len__(self) -> int:
-        return len(self.a)
-
-    def numbers(self) -> np.ndarray:
-        """The pair numbers, (n,) int64."""
-        return pair_number(self.a.numpy().astype(np.int64), self.b.numpy().astype(np.int64))
-
-    def rows(self, index: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Operands at these indices as (size,) int64, padded with 1000+1000, and weights: 1, or 0 for padding.
-
-        All batches have one size, so that the step is compiled once.
-        """
-        operands = []
-        for numbers in (self.a, self.b):
-            row = torch.full((size,), 1000)
-            row[: len(index)] = numbers[index]
-            operands.append(row.to(device))
-        weights = (torch.arange(size) < len(index)).float()
-        return operands[0], operands[1], weights.to(device)
-
-
-class Batches(Sequence):
-    """An epoch's problem indices in chunks: item i is (size,) int64; the last chunk may be shorter.
-
-    In `order`, −1 − i stands for what is at place i of `hard` when the chunk is read.
-    """
-
-    def __init__(self, order: Tensor, size: int, hard: Tensor):
-        self.order, self.size, self.hard = order, size, hard
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
-
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        if not 0 <= place < len(self):
-            raise IndexError(place)
-        chunk = self.order[place * self.size : (place + 1) * self.size].long()
-        return torch.where(chunk < 0, self.hard[-1 - chunk.clamp(max=-1)], chunk) if len(self.hard) else chunk
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Shares of training examples that are drawn from special problems: long carries, easy ones at first, hard ones.
-
-    The share `nines` changes linearly to `nines_end` over the run (None: it stays). The share `zeros` falls linearly to
-    none over `zeros_until` of the run. Hard are the training problems that the model answers wrong or nearly wrong.
-    """
-
-    nines: float = 0.0
-    nines_end: float | None = None
-    zeros: float = 0.0
-    zeros_until: float = 0.5
-    hard: float = 0.0
 
 
 class AdditionWorkload:
@@ -129,8 +52,9 @@ class AdditionWorkload:
         most_examples: int,
         seed: int,
         stop_when_perfect: bool = False,
-        shares: Shares = Shares(),
+        shares: Shares | None = None,
     ):
+        shares = shares or Shares()
         self.training, self.dev, self.chunk, self.seed = training, dev, chunk, seed
         self.last_epoch = epochs - 1
         self.surplus = max(0, epochs * len(training) - most_examples)
@@ -283,26 +207,6 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**63)
 
 
-def travelling(problems: Problems) -> list[Tensor]:
-    """Indices (n,) int32 of the problems with one, two and three lower columns that sum to nine: long carry chains.
-
-    Empty groups are left out.
-    """
-    a, b = problems.a, problems.b
-    columns = sum((a // place % 10 + b // place % 10 == 9).int() for place in (1, 10, 100))
-    groups = [torch.nonzero(columns == count)[:, 0].int() for count in (1, 2, 3)]
-    return [group for group in groups if len(group)]
-
-
-def easy_problems(problems: Problems) -> Tensor:
-    """Indices (n,) int32 of the problems with a zero in each lower column: their lower digits are copied, not added."""
-    a, b = problems.a, problems.b
-    easy = torch.ones(len(a), dtype=torch.bool)
-    for place in (1, 10, 100):
-        easy &= (a // place % 10 == 0) | (b // place % 10 == 0)
-    return torch.nonzero(easy)[:, 0].int()
-
-
 def save_seed(model: Model, index: int, path: Path, seed: int) -> None:
     """Writes the model at `index` as an ordinary checkpoint, with the random states that the course's test reads."""
     state = model.state_of(index) if isinstance(model, SideBySide) else model.state_dict()
@@ -368,36 +272,3 @@ def measure(model: Model, problems: Problems, measured_of: Callable = measured) 
         losses, right = losses + found[0].double(), right + found[1].double()
     targets = (ANSWER - 1) * len(problems) + int((problems.a + problems.b >= 10000).sum())
     return (losses / targets).tolist(), [int(count) for count in right.tolist()]
-
-
-def train_one_epoch(model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, device) -> float:
-    """The course's epoch: one update per batch (x, y) of the loader; returns the mean batch loss."""
-    totals = [
-        update(model, optimizer, [(x.to(device), answers_only(x, y).to(device))], _count, _summed_loss)[0]
-        for x, y in loader
-    ]
-    return sum(totals) / len(totals)
-
-
-@torch.no_grad()
-def evaluate_loss(model: nn.Module, loader: Iterable, device) -> float:
-    """Mean loss per target over the loader's batches, in evaluation mode."""
-    model.eval()
-    batches = ((x.to(device), answers_only(x, y).to(device)) for x, y in loader)
-    losses = [(_summed_loss(model, batch) / _count(batch)).item() for batch in batches]
-    return sum(losses) / len(losses)
-
-
-def answers_only(x: Tensor, y: Tensor) -> Tensor:
-    """The targets y (batch, seqlen) with −1 before the answer: only the answer and its end count."""
-    return torch.where((x == EQUALS).cumsum(dim=1) > 0, y, IGNORED)
-
-
-def _count(batch: tuple[Tensor, Tensor]) -> int:
-    return int((batch[1] != IGNORED).sum())
-
-
-def _summed_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    x, targets = batch
-    logits, _ = model(x, targets)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")

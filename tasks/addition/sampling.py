@@ -1,0 +1,109 @@
+"""Problems as tensors, and the special ones that training draws more often: long carry chains, easy and hard problems.
+
+    python addition_run.py train --nines 0.3 --zeros 0.5 --hard 0.3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.addition.problems import pair_number
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Operands a and b, each (n,) int16 on the CPU."""
+
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def of(cls, a: np.ndarray, b: np.ndarray) -> Problems:
+        """From operands as `sample_problems` returns them."""
+        return cls(torch.from_numpy(a.astype(np.int16)), torch.from_numpy(b.astype(np.int16)))
+
+    @classmethod
+    def of_pairs(cls, pairs: list[tuple[int, int]]) -> Problems:
+        """From pairs (a, b)."""
+        return cls.of(*np.array(pairs).T)
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def numbers(self) -> np.ndarray:
+        """The pair numbers, (n,) int64."""
+        return pair_number(self.a.numpy().astype(np.int64), self.b.numpy().astype(np.int64))
+
+    def rows(self, index: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Operands at these indices as (size,) int64, padded with 1000+1000, and weights: 1, or 0 for padding.
+
+        All batches have one size, so that the step is compiled once.
+        """
+        operands = []
+        for numbers in (self.a, self.b):
+            row = torch.full((size,), 1000)
+            row[: len(index)] = numbers[index]
+            operands.append(row.to(device))
+        weights = (torch.arange(size) < len(index)).float()
+        return operands[0], operands[1], weights.to(device)
+
+
+class Batches(Sequence):
+    """An epoch's problem indices in chunks: item i is (size,) int64; the last chunk may be shorter.
+
+    In `order`, −1 − i stands for what is at place i of `hard` when the chunk is read.
+    """
+
+    def __init__(self, order: Tensor, size: int, hard: Tensor):
+        self.order, self.size, self.hard = order, size, hard
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        chunk = self.order[place * self.size : (place + 1) * self.size].long()
+        return torch.where(chunk < 0, self.hard[-1 - chunk.clamp(max=-1)], chunk) if len(self.hard) else chunk
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of training examples that are drawn from special problems: long carries, easy ones at first, hard ones.
+
+    The share `nines` changes linearly to `nines_end` over the run (None: it stays). The share `zeros` falls linearly to
+    none over `zeros_until` of the run. Hard are the training problems that the model answers wrong or nearly wrong.
+    """
+
+    nines: float = 0.0
+    nines_end: float | None = None
+    zeros: float = 0.0
+    zeros_until: float = 0.5
+    hard: float = 0.0
+
+
+def travelling(problems: Problems) -> list[Tensor]:
+    """Indices (n,) int32 of the problems with one, two and three lower columns that sum to nine: long carry chains.
+
+    Empty groups are left out.
+    """
+    a, b = problems.a, problems.b
+    columns = sum((a // place % 10 + b // place % 10 == 9).int() for place in (1, 10, 100))
+    groups = [torch.nonzero(columns == count)[:, 0].int() for count in (1, 2, 3)]
+    return [group for group in groups if len(group)]
+
+
+def easy_problems(problems: Problems) -> Tensor:
+    """Indices (n,) int32 of the problems with a zero in each lower column: their lower digits are copied, not added."""
+    a, b = problems.a, problems.b
+    easy = torch.ones(len(a), dtype=torch.bool)
+    for place in (1, 10, 100):
+        easy &= (a // place % 10 == 0) | (b // place % 10 == 0)
+    return torch.nonzero(easy)[:, 0].int()
