@@ -186,6 +186,7 @@ def load_checkpoint_flat(path) -> torch.Tensor:
         ([*SHRINK, "--shrink", "5:3:200", "4:2:200"], "a step removes one"),
         ([*SHRINK, "--shrink", "5:3"], "--shrink takes WIDTH:FFN:EXAMPLES"),
         ([*SHRINK, "--norm_type", "rmsnorm"], "a model with LayerNorm"),
+        ([*SHRINK, "--n_layers", "6"], "729 choices of units"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,27 +21,16 @@ from torch import Tensor
 from config import LlamaConfig
 
 WRITES = ("tok_embeddings.weight", "attention.compute_output.weight", "feed_forward.w2.weight")  # to the stream
+MOST = 256  # choices of one step
 Places = dict[str, Tensor]  # where each value of each tensor stands in the flat parameters
-
-
-class Part(Protocol):
-    """A part of the model that can be removed. It fades over the share `fading` of a step, and is gone in the rest."""
-
-    @property
-    def fading(self) -> float: ...
-
-    def faded(self, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-        """Places that fade to zero (n,), places that fade to a mean (m,), and those of that mean (m, others)."""
-        ...
-
-    def removed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters without this part."""
-        ...
 
 
 @dataclass(frozen=True)
 class Units:
-    """One feed-forward unit of every layer. It goes at once: the others take its place soon."""
+    """One feed-forward unit of every layer. It goes at once: the others take its place soon.
+
+    A part fades over the share `fading` of a step, and is gone in the rest.
+    """
 
     of_layers: tuple[int, ...]
     fading: ClassVar[float] = 0.0
@@ -49,7 +39,10 @@ class Units:
         return "feed-forward units " + ", ".join(str(unit + 1) for unit in self.of_layers)
 
     def faded(self, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-        """The columns of w2 that add the units' outputs to the residual stream fade to zero."""
+        """Places that fade to zero (n,), places that fade to a mean (m,), and those of that mean (m, others).
+
+        The columns of w2 that add the units' outputs to the residual stream fade to zero.
+        """
         tables = [places[f"layers.{layer}.feed_forward.w2.weight"] for layer in range(len(self.of_layers))]
         columns = [table[:, unit] for table, unit in zip(tables, self.of_layers, strict=True)]
         return torch.cat(columns), torch.empty(0, dtype=torch.long), torch.empty(0, 1, dtype=torch.long)
@@ -104,10 +97,15 @@ def _without(tensor: Tensor, place: int, axis: int) -> Tensor:
     return tensor.index_select(axis, torch.tensor(kept))
 
 
-def choices(large: LlamaConfig, small: LlamaConfig) -> list[Part]:
+Part = Units | Feature
+
+
+def choices(large: LlamaConfig, small: LlamaConfig) -> Sequence[Part]:
     """All parts whose removal leads from one shape to the next. Raises ValueError unless exactly one part goes."""
     width, units = large.dim - small.dim, large.ffn_dim - small.ffn_dim
     if (width, units) == (0, 1):
+        if (count := large.ffn_dim**large.n_layers) > MOST:
+            raise ValueError(f"--shrink would try {count:,} choices of units: at most {MOST} are trained side by side")
         return [Units(places) for places in itertools.product(range(large.ffn_dim), repeat=large.n_layers)]
     if (width, units) == (1, 0) and large.norm_type == "layernorm":
         return [Feature(place) for place in range(large.dim)]
@@ -120,7 +118,7 @@ def choices(large: LlamaConfig, small: LlamaConfig) -> list[Part]:
 class Fading:
     """Fades one part of each of several flat models, `seeds`; `shapes` names the tensors of a flat model in order."""
 
-    def __init__(self, seeds: list[Tensor], parts: list[Part], shapes: dict[str, tuple[int, ...]]):
+    def __init__(self, seeds: list[Tensor], parts: Sequence[Part], shapes: dict[str, tuple[int, ...]]):
         sizes = [math.prod(shape) for shape in shapes.values()]
         numbers = torch.arange(sum(sizes)).split(sizes)
         places = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), numbers, strict=True)}

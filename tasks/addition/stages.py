@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from tasks.addition.shrink import Part, choices
 from tasks.addition.testing import load_adder
 from tasks.settings import rate
 
-Stage = tuple[AdderTraining, list[Part]]
+Stage = tuple[AdderTraining, Sequence[Part]]
 
 
 def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan:
