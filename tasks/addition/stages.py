@@ -138,7 +138,7 @@ def _stage(settings: AdderTraining, kind: str, index: int, **changes) -> AdderTr
     return dataclasses.replace(
         settings, epochs=1, save_dir=str(Path(settings.save_dir) / folder), no_data_files=True, stop_when_perfect=False,
         nines_end=None, hard=0.0, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None,
-        trial_rounds=[], shrink=[], shrink_lr=None, shrink_batch_size=None, **changes,
+        trial_rounds=[], shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None, **changes,
     )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
     count = 1 if plan.parts else len(plan.seeds)
     shape = f"{stage.config.dim}:{stage.config.ffn_dim}"
     if stage.parts:
-        what = f"shrinking {shape}: one of {len(stage.parts)} parts fades in each model, then the best continues"
+        what = f"shrinking {shape}: one of {len(stage.parts)} parts goes in each model, then the best continues"
     else:
         what = f"{len(stage.seeds)} seeds on {stage.examples:,} examples each, then the best {count} continue"
     print(what if stage.parts else f"seed search: {what}" if len(stage.seeds) > 1 else f"training {shape}")
