@@ -166,7 +166,7 @@ def test_the_adder_is_right_on_a_thousand_problems(opened):
 
 
 def shares_without(model: Llama, layer: int, head: int, problems: list[tuple[int, int]]) -> list[float]:
-    """The three shares of the page's report by the plain model, the head's columns of the output matrix set to zero."""
+    """The four shares of the page's report by the plain model, the head's columns of the output matrix set to zero."""
     size = model.config.head_dim
     model.layers[layer].attention.compute_output.weight.data[:, head * size : (head + 1) * size] = 0
     texts = [f"{a}+{b}={a + b}" for a, b in problems]
@@ -175,9 +175,9 @@ def shares_without(model: Llama, layer: int, head: int, problems: list[tuple[int
         given = model(rows, targets=rows)[0][:, 11:14].argmax(dim=-1)  # at c4, c3, c2: the digits c3, c2, c1
     right = rows[:, 12:15]
     carry = torch.tensor([[a % 10**place + b % 10**place >= 10**place for place in (3, 2, 1)] for a, b in problems])
-    short = given == torch.where(right == 2, 11, right - 1)  # 0 becomes 9
-    correct = given == right
-    return [float(each.double().mean()) for each in (correct[~carry], correct[carry], short[carry])]
+    small, large = torch.where(right == 2, 11, right - 1), torch.where(right == 11, 2, right + 1)  # 0 beside 9
+    shares = [(given == right)[~carry], (given == large)[~carry], (given == right)[carry], (given == small)[carry]]
+    return [float(share.double().mean()) for share in shares]
 
 
 def test_a_head_that_is_off_does_what_the_report_says(opened):
@@ -191,4 +191,4 @@ def test_a_head_that_is_off_does_what_the_report_says(opened):
         wanted = shares_without(load_pretrained(str(BEST_ADDER)), layer, head, problems)
         assert list(shown.values()) == pytest.approx(wanted)
         if (layer, head) == (1, 0):  # the carry, as docs/addition.md has it
-            assert shown["without"] > 0.95 > 0.05 > shown["with"] and shown["oneTooSmall"] > 0.95
+            assert shown["with"] > 0.95 > 0.05 > shown["without"] and shown["oneTooLarge"] > 0.95

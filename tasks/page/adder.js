@@ -26,11 +26,11 @@ class Adder {
     return tokenizer.decode(digits);
   }
 
-  /* For five-digit sums and the digits c3, c2, c1, given the right digits before each: the share that is right where no
-     carry comes in, where one does, and the share of the latter that is one too small. */
+  /* For five-digit sums and the digits c3, c2, c1, given the right digits before each: of those where no carry comes in
+     the shares that are right and one too large; where one does, those that are right and one too small. */
   carryReport(problems) {
     const { model, tokenizer } = this,
-      counts = { plain: 0, plainRight: 0, carried: 0, carriedRight: 0, short: 0 };
+      counts = { plain: 0, plainRight: 0, large: 0, carried: 0, carriedRight: 0, small: 0 };
     for (const [a, b] of problems) {
       const digits = String(a + b);
       model.truncate(0);
@@ -44,15 +44,17 @@ class Adder {
             isRight = given === right;
           counts[carry ? "carried" : "plain"] += 1;
           if (isRight) counts[carry ? "carriedRight" : "plainRight"] += 1;
-          if (carry && given === (right + 9) % 10) counts.short += 1;
+          if (!carry && given === (right + 1) % 10) counts.large += 1;
+          if (carry && given === (right + 9) % 10) counts.small += 1;
         }
         model.feed(tokenizer.encode(digits[at])[0]);
       }
     }
     return {
       without: counts.plainRight / counts.plain,
+      oneTooLarge: counts.large / counts.plain,
       with: counts.carriedRight / counts.carried,
-      oneTooSmall: counts.short / counts.carried,
+      oneTooSmall: counts.small / counts.carried,
     };
   }
 }

@@ -163,7 +163,7 @@ class AdderView {
     this.changed();
   }
 
-  drawReport({ without, with: carried, oneTooSmall }) {
+  drawReport({ without, oneTooLarge, with: carried, oneTooSmall }) {
     const off = [...this.model.disabled].map((key) => key.split(".").map((part) => Number(part) + 1));
     const which = off.length
       ? `With ${off.map(([layer, head]) => `layer ${layer} head ${head}`).join(", ")} off`
@@ -175,6 +175,7 @@ class AdderView {
         "dl",
         {},
         share("right where no carry comes in", without),
+        share("one too large where no carry comes in", oneTooLarge),
         share("right where a carry comes in", carried),
         share("one too small where a carry comes in", oneTooSmall),
       ),
