@@ -36,7 +36,7 @@ from tasks.addition.workload import AdditionWorkload, Problems
 
 SHAPES = {"8/3/2/2": (8, 3, 2, 2), "16/6/4/4": (16, 6, 4, 4)}  # dim / layers / heads / KV heads, as the course's
 ABLATION_16 = {"dim": 8, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 8}
-SMALLEST = {"dim": 6, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 4, "rope_theta": 30.0}
+ABLATION_26 = {"dim": 6, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_size": 4, "hidden_dim": 4}
 BATCH = 1024
 CPU = torch.device("cpu")
 
@@ -129,9 +129,9 @@ def main() -> None:
         print(f"{name}: the course's loop {course:,.0f} examples/s, torch's step {torchs:,.0f}, C++ {native:,.0f}")
     adder = LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_16)
     measured["1,784 parameters, 6 seeds"] = round(fast_rate(adder, args.seconds, True, seeds=6, batch=128))
-    smallest = LlamaConfig(vocab_size=13, max_seq_len=20, **SMALLEST)
+    small = LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_26, rope_theta=30.0)
     for batch in (128, 1024):
-        rates = [round(muon_rate(smallest, args.seconds, batch, whole)) for whole in (False, True)]
+        rates = [round(muon_rate(small, args.seconds, batch, whole)) for whole in (False, True)]
         measured[f"Muon, 570 parameters, batches of {batch}"] = dict(zip(("torch", "native"), rates, strict=True))
     measured["exhaustive, 1,784 parameters"] = round(exhaustive_rate())
     print(json.dumps(measured))

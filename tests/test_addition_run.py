@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -38,6 +40,27 @@ def training_in(tmp_path, monkeypatch):
     test_file = (ROOT / "data" / "addition_test.txt").read_text("ascii")
     (tmp_path / "data" / "addition_test.txt").write_text(test_file, encoding="ascii")
     return lambda *flags: addition_run.main(["train", *TINY, *SHORT, "--save_dir", "run", *flags])
+
+
+@contextmanager
+def interrupted(when: Callable[[TrainingPlan], bool]) -> Iterator[None]:
+    """Within it a training is interrupted before the first step for which `when` holds."""
+    begin = TrainingPlan.begin
+
+    def stopping(plan):
+        begin(plan)
+        step = plan.trainer.step
+
+        def failing(batches):
+            if when(plan):
+                raise KeyboardInterrupt
+            return step(batches)
+
+        plan.trainer.step = failing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingPlan, "begin", stopping)
+        yield
 
 
 def test_a_run_leaves_the_courses_files(train, tmp_path, capsys):
@@ -102,21 +125,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch,
     flags = [*more, "--schedule", "cosine", "--warmup_steps", "2", "--save_every", "2", "--evaluate_every", "3"]
     assert train(*flags) == 0
     whole = load_plain(tmp_path / "run" / "last.pt")["model"]
-    step = TrainingPlan.begin
-
-    def stopping(plan):
-        step(plan)
-        inner = plan.trainer.step
-
-        def failing(batches):
-            if plan.trainer.progress.step == 5:
-                raise KeyboardInterrupt
-            return inner(batches)
-
-        plan.trainer.step = failing
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingPlan, "begin", stopping)
+    with interrupted(lambda plan: plan.trainer.progress.step == 5):
         assert train(*flags) == 130
     assert train(*flags, "--resume") == 0
     for name, tensor in load_plain(tmp_path / "run" / "last.pt")["model"].items():

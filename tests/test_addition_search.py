@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from functools import partialmethod
+from functools import partial
 
 import pytest
 import torch
 
 from engine.io.checkpoint import load_plain, read_checkpoint
 from engine.train.run_log import read
-from tasks.addition.plan import TrainingPlan
 from tasks.addition.problems import pair_number, read_problems
-from tests.test_addition_run import training_in
+from tests.test_addition_run import interrupted, training_in
 
 TRIAL = ["--trial_seeds", "3", "--trial_examples", "200", "--trial_lr", "3e-2", "--trial_batch_size", "50"]
 
@@ -56,32 +55,21 @@ def test_a_search_of_two_rounds_keeps_fewer_seeds_each_time(train, tmp_path):
     assert torch.equal(kept, first[f"seeds.{second['went_on'][0] - 1337}"])
 
 
-def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
+def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path):
     flags = [*TRIAL, "--seeds", "2", "--save_every", "1", "--max_grad_norm", "1"]
     assert train(*flags, "--save_dir", "whole") == 0
-    begin = TrainingPlan.begin
-
-    def stop_at(plan, of_trial: int, of_run: int):
-        begin(plan)
-        step = plan.trainer.step
-
-        def failing(batches):
-            if plan.trainer.progress.step == (of_run if plan.trial else of_trial):
-                raise KeyboardInterrupt
-            return step(batches)
-
-        plan.trainer.step = failing
-
-    for places in ((2, -1), (-1, 3)):  # in the trial, then in what follows
-        stopping = partialmethod(stop_at, *places)
-        monkeypatch.setattr(TrainingPlan, "begin", stopping)
-        assert train(*flags, "--resume") == 130
-    monkeypatch.setattr(TrainingPlan, "begin", begin)
+    for follows, step in ((False, 2), (True, 3)):  # in the trial, then in what follows
+        with interrupted(partial(_is_at, follows, step)):
+            assert train(*flags, "--resume") == 130
     assert train(*flags, "--resume") == 0
     now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
     assert all(torch.equal(now[name], whole[name]) for name in whole)
     names = [sorted(path.name for path in (tmp_path / name).glob("seed_*.pth")) for name in ("run", "whole")]
     assert names[0] == names[1] and len(names[0]) == 2
+
+
+def _is_at(follows: bool, step: int, plan) -> bool:
+    return (bool(plan.trial), plan.trainer.progress.step) == (follows, step)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import pytest
 import torch
@@ -13,12 +12,11 @@ from config import LlamaConfig
 from engine.io.checkpoint import load_plain
 from llama import Llama
 from tasks.addition.batched_model import SideBySide
-from tasks.addition.plan import TrainingPlan
-from tasks.addition.problems import sample_problems
+from tasks.addition.problems import read_problems
 from tasks.addition.shrink import Fading, Feature, Units, choices
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import Problems, measure
-from tests.test_addition_run import training_in
+from tests.test_addition_run import interrupted, training_in
 
 LARGE = LlamaConfig(
     vocab_size=13, dim=6, n_layers=2, n_heads=2, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
@@ -105,7 +103,7 @@ def test_the_best_choice_of_every_step_goes_on(train, tmp_path):
     assert last["faded"].startswith("feature") and last["before"]["faded"].startswith("feed-forward units")
     assert len(last["before"]["before"]["before"]["seed_accuracies"]) == 2 and last["went_on"][0] in (1337, 1338, 1339)
 
-    dev = Problems.of(*sample_problems(50, 5))
+    dev = Problems.of(*read_problems(tmp_path / "data" / "addition_dev.txt"))
     state = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]["seeds.0"]
     config = LlamaConfig(
         vocab_size=13, dim=5, n_layers=1, n_heads=1, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
@@ -123,32 +121,18 @@ def test_the_best_choice_of_every_step_goes_on(train, tmp_path):
                 fast.seeds[0].copy_(state)
             Fading(list(fast.seeds), [part], fast.shapes)(1, 1)
             torch.testing.assert_close(runs[f"seeds.{index}"], fast.seeds[0].detach(), rtol=0, atol=1e-6)
-            made.append(part.removed(fast.state_of(0)))
-        model = Llama(config)
-        model.load_state_dict(made[min(range(len(parts)), key=losses.__getitem__)])
-        state = SideBySide([model]).seeds[0].detach()
-        assert math.isfinite(measure(model, dev)[0][0])
+            model = Llama(config)
+            model.load_state_dict(part.removed(fast.state_of(0)))
+            assert losses[index] == pytest.approx(measure(model, dev)[0][0], abs=1e-4)  # with the part at zero
+            made.append(SideBySide([model]).seeds[0].detach())
+        state = made[min(range(len(parts)), key=losses.__getitem__)]
     torch.testing.assert_close(load_plain(tmp_path / "run" / "last.pt")["model"]["seeds.0"], state, rtol=0, atol=1e-6)
 
 
-def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path, monkeypatch):
+def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path):
     flags = [*SHRINK, "--save_every", "1", "--optimizer", "muon", "--max_grad_norm", "1", "--shrink_batch_size", "50"]
     assert train(*flags, "--save_dir", "whole") == 0
-    begin = TrainingPlan.begin
-
-    def stopping(plan):
-        begin(plan)
-        step = plan.trainer.step
-
-        def failing(batches):
-            if plan.trainer.folder.name == "shrink_3" and plan.trainer.progress.step == 2:
-                raise KeyboardInterrupt
-            return step(batches)
-
-        plan.trainer.step = failing
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingPlan, "begin", stopping)
+    with interrupted(lambda plan: (plan.trainer.folder.name, plan.trainer.progress.step) == ("shrink_3", 2)):
         assert train(*flags) == 130
     assert train(*flags, "--resume") == 0
     now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))

@@ -30,9 +30,13 @@ def table_rows(page: str, heading: str | None = None) -> list[list[str]]:
     """The cells of every table row of a page, below a heading if one is named."""
     text = (ROOT / page).read_text("utf-8")
     if heading is not None:
-        text = text.split(f"## {heading}\n")[1].split("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in row] for row in rows]
+        text = re.split(r"\n##+ ", text.split(f"## {heading}\n")[1])[0]
+    return cells(text.splitlines())
+
+
+def cells(lines: list[str]) -> list[list[str]]:
+    """The rows of a Markdown table among these lines, without the rule below its header."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
 
 
 def measured_sentiment(data: str) -> dict[str, dict[str, str]]:
@@ -94,12 +98,12 @@ def methods_on(data: str) -> list[dict]:
 )  # fmt: skip
 def test_the_tables_of_the_methods_are_what_was_measured(folder, data, heading):
     records = [r for r in read_results(ROOT / "results" / folder / "results.jsonl").values() if r["data"] == data]
-    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(records)]
-    assert f"| {' | '.join(header)} |" in (ROOT / "results" / folder / "README.md").read_text("utf-8")
-    page = (ROOT / "docs" / "methods.md").read_text("utf-8").split(f"### {heading}\n")[1].split("\n#")[0]
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    header, *lines = cells(table(records))
+    printed = table_rows(f"results/{folder}/README.md", data)
+    assert printed[0] == header and sorted(printed[1:]) == sorted(lines)  # in the order of the list
+    shown = table_rows("docs/methods.md", heading)
     columns = [header.index(name) for name in shown[0]]
-    assert len(shown) > 5 and sorted(shown[1:]) == sorted([line[column] for column in columns] for line in lines)
+    assert len(shown) > 5 and shown[1:] == [[line[column] for column in columns] for line in printed[1:]]
 
 
 def test_the_zero_shot_figures_are_what_was_measured():
@@ -115,8 +119,8 @@ def test_the_zero_shot_figures_are_what_was_measured():
     measured["stories.pt", "the task's question", "sequence"] = spread(list(one.values()))
     page = (ROOT / "docs" / "methods.md").read_text("utf-8")
     text = page.split("### Zero-shot on CFIMDB\n")[1].split("\n#")[0]
-    cells = [line.strip("|").split("|") for line in re.sub(r"\[(\w+)\]\([^)]*\)", r"\1", text).splitlines()]
-    shown = {tuple(map(str.strip, row[:3])): row[3].strip() for row in cells if len(row) == 4 and ".pt" in row[0]}
+    rows_shown = [line.strip("|").split("|") for line in re.sub(r"\[(\w+)\]\([^)]*\)", r"\1", text).splitlines()]
+    shown = {tuple(map(str.strip, row[:3])): row[3].strip() for row in rows_shown if len(row) == 4 and ".pt" in row[0]}
     assert len(shown) == 8 and shown == {key: measured[key] for key in shown}
     for model in ("stories", "reviews"):
         scoring = "sequence" if model == "stories" else "course"

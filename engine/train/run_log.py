@@ -104,5 +104,12 @@ def _checked(record: Any) -> dict[str, Any]:
 
 
 def examples_seen(training: dict[str, Any]) -> int:
-    """Training examples of an adder according to its `training_config.json`, including its seed search."""
-    return (training.get("examples") or 0) + (training.get("trial_examples") or 0)
+    """Training examples of an adder according to its `training_config.json`, the stages before its run included."""
+    return examples_before(training) + (training.get("examples") or 0)
+
+
+def examples_before(training: dict[str, Any]) -> int:
+    """Those of the stages alone: a seed search's rounds, SEEDS:EXAMPLES[@RATE], and shrinking, WIDTH:FFN:EXAMPLES."""
+    stages = [*(training.get("trial_rounds") or []), *(training.get("shrink") or [])]
+    counts = [int(stage.partition("@")[0].rpartition(":")[2]) for stage in stages]
+    return (training.get("trial_examples") or 0) + sum(counts)

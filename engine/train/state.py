@@ -97,7 +97,7 @@ def check_moments(state: Any, optimizer: Optimizer) -> None:
         if type(index) is not int or not 0 <= index < len(parameters):
             raise ValueError(f"the optimizer has a state of parameter {index!r}")
         if set(entry) != {"step", *moments} or type(entry["step"]) is not int or entry["step"] < 1:
-            raise ValueError(f"the optimizer's state of parameter {index} is not AdamW's")
+            raise ValueError(f"the optimizer's state of parameter {index} has other moments")
         for moment in map(entry.get, moments):
             if not isinstance(moment, Tensor) or moment.shape != parameters[index].shape or not moment.isfinite().all():
                 raise ValueError(f"a moment of parameter {index} is not of its shape, or not finite")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.io.files import check_writable, read_json_object
 from engine.train import run_log
-from engine.train.run_log import examples_seen
+from engine.train.run_log import examples_before, examples_seen
 from llama import Llama
 from tasks import cli, plots
 from tasks.addition.batched_model import answer_targets, counted, problem_tokens
@@ -88,11 +88,11 @@ def pictured(folder: Path, models: list[dict]) -> list[Adder]:
 
 
 def _learning_curve(path: Path) -> list[tuple[float, float]]:
-    """(examples per seed, dev accuracy of the best seed), after those of the seed search if there was one."""
+    """(examples per model, dev accuracy of the best seed), after those of the stages before its run."""
     training = read_json_object(path / "training_config.json")
-    searched = training.get("trial_examples") or 0
+    before = examples_before(training)
     records = [record for record in run_log.read(path / "log.jsonl") if "accuracy" in record]
-    return [(searched + record["step"] * training.get("batch_size", 1), record["accuracy"]) for record in records]
+    return [(before + record["step"] * training.get("batch_size", 1), record["accuracy"]) for record in records]
 
 
 def _title(name: str) -> str:
