@@ -200,9 +200,8 @@ class Trainer:
                 loss, rate = self.step(group)
                 self.progress.place += len(group)
                 self.progress.seconds = time.perf_counter() - started
-                self.progress.processor_seconds = time.process_time() - processor_started
                 self._show(bar, loss, rate)
-                self._after_step(epoch_ends=self.progress.place >= len(batches), bar=bar)
+                self._after_step(self.progress.place >= len(batches), bar, processor_started)
             if self.progress.place >= len(batches):
                 self.progress.epoch, self.progress.place = self.progress.epoch + 1, 0
         if self.progress.skipped:
@@ -260,11 +259,15 @@ class Trainer:
             f"--max_grad_norm 1{kept}"
         )
 
-    def _after_step(self, epoch_ends: bool, bar: tqdm) -> None:
+    def _after_step(self, epoch_ends: bool, bar: tqdm, processor_started: float) -> None:
         run_ends = self.progress.step == self.total_steps
-        if run_ends or self._due(self.settings.evaluate_every, epoch_ends):
+        measures = run_ends or self._due(self.settings.evaluate_every, epoch_ends)
+        saves = self._due(self.settings.save_every, epoch_ends)
+        if measures or saves:  # reading the processor's clock can take a millisecond: longer than an adder's step
+            self.progress.processor_seconds = time.process_time() - processor_started
+        if measures:
             self._evaluate(bar)
-        if self._due(self.settings.save_every, epoch_ends):
+        if saves:
             self.save()
 
     def _due(self, every: int, epoch_ends: bool) -> bool:
