@@ -277,3 +277,21 @@ def test_hard_problems_are_those_of_the_smallest_margins(monkeypatch):
     from_hard = batches.order < 0
     assert torch.equal(read[~from_hard], batches.order[~from_hard].long())
     assert torch.equal(read[from_hard], workload.hard[-1 - batches.order[from_hard].long()])
+
+
+def test_the_worst_group_is_the_one_of_largest_loss_by_the_plain_model():
+    """Against the course's loss by the shared model: dev, and training problems by their columns that sum to nine."""
+    made, drawn = models("course"), Problems.of(*sample_problems(4000, 6))
+    dev = Problems.of(*sample_problems(100, 7))
+    workload = AdditionWorkload(SideBySide(made), drawn, dev, 16, 1, len(drawn), seed=0)
+    digits = [f"{a}{b}" for a, b in zip(drawn.a.tolist(), drawn.b.tolist(), strict=True)]
+    nines = [sum(int(text[at]) + int(text[at + 4]) == 9 for at in (1, 2, 3)) for text in digits]
+    groups = [(dev.a.long(), dev.b.long())]
+    for count in (1, 2, 3):
+        places = torch.tensor([place for place, found in enumerate(nines) if found == count][:2048])
+        groups.append((drawn.a[places].long(), drawn.b[places].long()))
+    expected = []
+    for model in made:  # an answer has four or five digits and its end
+        losses = [plain_loss(model, a, b).detach() / (5 + (a + b >= 10000).int()).sum() for a, b in groups]
+        expected.append(float(max(losses)))
+    assert workload.worst_group_losses(SideBySide(made)) == pytest.approx(expected, rel=1e-6)

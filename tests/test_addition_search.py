@@ -11,6 +11,7 @@ import torch
 from engine.io.checkpoint import load_plain, read_checkpoint
 from engine.train.run_log import read
 from tasks.addition.problems import pair_number, read_problems
+from tasks.addition.workload import AdditionWorkload
 from tests.test_addition_run import interrupted, training_in
 
 TRIAL = ["--trial_seeds", "3", "--trial_examples", "200", "--trial_lr", "3e-2", "--trial_batch_size", "50"]
@@ -53,6 +54,16 @@ def test_a_search_of_two_rounds_keeps_fewer_seeds_each_time(train, tmp_path):
     first = load_plain(tmp_path / "run" / "trial" / "last.pt")["model"]
     kept = load_plain(tmp_path / "run" / "last.pt")["model"]["seeds.0"]
     assert torch.equal(kept, first[f"seeds.{second['went_on'][0] - 1337}"])
+
+
+def test_the_worst_group_chooses_where_asked(train, tmp_path, monkeypatch):
+    """The seed with the lowest loss on its worst group goes on, whatever the dev losses say."""
+    for order in ([0.3, 0.1, 0.2], [0.1, 0.3, 0.2]):
+        monkeypatch.setattr(AdditionWorkload, "worst_group_losses", lambda self, model, order=order: order)
+        folder = f"run{order[0]}"
+        assert train(*TRIAL, "--choose_by", "worst_group", "--save_dir", folder, "--overwrite") == 0
+        described = json.loads((tmp_path / folder / "training_config.json").read_text())
+        assert described["result"]["trial"]["went_on"] == [1337 + min(range(3), key=order.__getitem__)]
 
 
 def test_a_stopped_trial_resumes_to_the_same_weights(train, tmp_path):

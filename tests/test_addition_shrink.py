@@ -129,8 +129,39 @@ def test_the_best_choice_of_every_step_goes_on(train, tmp_path):
     torch.testing.assert_close(load_plain(tmp_path / "run" / "last.pt")["model"]["seeds.0"], state, rtol=0, atol=1e-6)
 
 
-def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path):
+def test_only_the_choices_that_hurt_least_are_trained(train, tmp_path):
+    """Two of three units and two of five features: those without which the small model has the lowest loss."""
+    assert train(*SHRINK, "--lr", "0", "--shrink_choices", "2") == 0
+    dev = Problems.of(*read_problems(tmp_path / "data" / "addition_dev.txt"))
+    result = json.loads((tmp_path / "run" / "training_config.json").read_text())["result"]["trial"]
+    config = LlamaConfig(
+        vocab_size=13, dim=5, n_layers=1, n_heads=1, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
+        max_seq_len=20,
+    )  # fmt: skip
+    flat = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]["seeds.0"]
+    for small, trained in (({"hidden_dim": 2}, result["before"]), ({"dim": 4}, result)):
+        large, config = config, dataclasses.replace(config, **small)
+        fast = SideBySide([Llama(large)])
+        losses = []
+        for part in choices(large, config):
+            fast.seeds[0].data.copy_(flat)
+            Fading(list(fast.seeds), [part], fast.shapes)(1, 1)
+            model = Llama(config)
+            model.load_state_dict(part.removed(fast.state_of(0)))
+            losses.append((measure(model, dev)[0][0], str(part), SideBySide([model]).seeds[0].detach()))
+        losses.sort(key=lambda found: found[0])
+        log = tmp_path / "run" / ("shrink_2" if trained is result["before"] else "shrink_3") / "log.jsonl"
+        logged = [json.loads(line) for line in log.read_text().splitlines()]
+        at_the_end = [record for record in logged if "score" in record][-1]["seed_losses"]
+        assert sorted(at_the_end) == pytest.approx([loss for loss, *_ in losses[:2]], abs=1e-4)
+        _, name, flat = losses[0]
+        assert len(losses) > 2 and trained["faded"] == name
+
+
+@pytest.mark.parametrize("more", [[], ["--shrink_choices", "2"]], ids=["all choices", "two choices"])
+def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path, more):
     flags = [*SHRINK, "--save_every", "1", "--optimizer", "muon", "--max_grad_norm", "1", "--shrink_batch_size", "50"]
+    flags += more
     assert train(*flags, "--save_dir", "whole") == 0
     with interrupted(lambda plan: (plan.trainer.folder.name, plan.trainer.progress.step) == ("shrink_3", 2)):
         assert train(*flags) == 130
@@ -165,6 +196,7 @@ def load_checkpoint_flat(path) -> torch.Tensor:
     ("flags", "complaint"),
     [
         (["--shrink_lr", "1e-2"], "--shrink_lr belongs to shrinking"),
+        (["--shrink_choices", "2"], "--shrink_choices belongs to shrinking"),
         ([*SHRINK, "--seeds", "2"], "leave out --seeds"),
         ([*SHRINK, "--dim", "5"], "--shrink must end with the shape of the run"),
         ([*SHRINK, "--shrink", "5:3:200", "4:2:200"], "a step removes one"),

@@ -107,6 +107,11 @@ class SeedSearch(Settings):
         [], "further rounds: the best SEEDS of the round before train on EXAMPLES more, at the search's peak learning "
         "rate or that after @", nargs="+", metavar="SEEDS:EXAMPLES[@RATE]",
     )  # fmt: skip
+    choose_by: str = flag(
+        "dev", "which models continue after a search or a step of --shrink: those of the lowest dev loss, or of the "
+        "lowest loss on the worst group of problems: dev, and one to three columns that sum to 9",
+        choices=("dev", "worst_group"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,10 @@ class Shrinking(Settings):
     shrink_batch_size: int | None = flag(
         None, "problems per step on the way; by default --batch_size", type=positive, metavar="N"
     )
+    shrink_choices: int | None = flag(
+        None, "train only the N choices of each step that raise the dev loss least at once; by default all",
+        type=positive, metavar="N",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +163,7 @@ class ProblemSettings(Settings):
     )
     hard: float = flag(
         0.0, "share of training examples that the model gets wrong or nearly wrong, found at every evaluation; not in "
-        "stages before the run", type=share, metavar="SHARE",
+        "stages of several models", type=share, metavar="SHARE",
     )  # fmt: skip
     no_data_files: bool = flag(False, "keep the problems in memory only")
     overwrite: bool = flag(False, "allow replacing a model that ships with the project")

@@ -42,8 +42,8 @@ WORTH_COMPILING = 500_000  # examples (over all seeds) from which the minute of 
 RECORDED = (  # settings that training_config.json repeats after the course's fields
     "optimizer", "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
     "stop_when_perfect", "init_std", "nines", "nines_end", "zeros", "zeros_until", "hard", "trial_seeds",
-    "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "shrink", "shrink_from", "shrink_lr",
-    "shrink_batch_size",
+    "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "choose_by", "shrink", "shrink_from",
+    "shrink_lr", "shrink_batch_size", "shrink_choices",
 )  # fmt: skip
 
 

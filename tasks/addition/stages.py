@@ -27,9 +27,13 @@ from tasks import plots
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, config_of, plan_run
-from tasks.addition.shrink import Part, choices
+from tasks.addition.sampling import Problems
+from tasks.addition.shrink import Fading, Part, choices
 from tasks.addition.testing import load_adder
+from tasks.addition.workload import measure
 from tasks.settings import rate
+
+FIRST_LOOK = 512  # dev problems that say which parts are worth training without
 
 Stage = tuple[AdderTraining, Sequence[Part]]
 
@@ -52,7 +56,7 @@ def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan
         plan.trial = before
         if before:  # easy problems come first only
             plan.workload.shares = dataclasses.replace(plan.workload.shares, zeros=0.0)
-        elif trained and not plan.resumed:
+        elif trained:
             _fill(plan, list(SideBySide([trained]).seeds))
         spent = plan.described["capacity_used"]
     assert plan is not None
@@ -92,7 +96,7 @@ def shrink_steps(settings: AdderTraining, trained: LlamaConfig | None = None) ->
     trained again.
     """
     if not settings.shrink:
-        for name in ("shrink_from", "shrink_lr", "shrink_batch_size"):
+        for name in ("shrink_from", "shrink_lr", "shrink_batch_size", "shrink_choices"):
             if getattr(settings, name):
                 raise ValueError(f"--{name} belongs to shrinking: give --shrink as well")
         return []
@@ -108,7 +112,8 @@ def shrink_steps(settings: AdderTraining, trained: LlamaConfig | None = None) ->
     for index, (dim, hidden_dim, examples) in enumerate(shapes, start=1):
         small = dataclasses.replace(settings, dim=dim, hidden_dim=hidden_dim)
         parts = choices(config_of(large), config_of(small)) if large else []
-        options = {"seeds": len(parts) or 1, "examples": examples, "lr": lr, "batch_size": batch_size}
+        side_by_side = min(len(parts) or 1, settings.shrink_choices or len(parts) or 1)
+        options = {"seeds": side_by_side, "examples": examples, "lr": lr, "batch_size": batch_size}
         steps.append((_stage(large or small, "shrink", index, **options), parts))
         large = small
     if large and (large.dim, large.hidden_dim) != (settings.dim, settings.hidden_dim):
@@ -135,10 +140,11 @@ def _rate(text: str, whole: str) -> float:
 def _stage(settings: AdderTraining, kind: str, index: int, **changes) -> AdderTraining:
     """A stage as a run of its own, in the folder `trial` or `shrink` (then `trial_2`, …); it writes no data files."""
     folder = kind if index == 1 else f"{kind}_{index}"
+    changes["hard"] = settings.hard if changes["seeds"] == 1 else 0.0
     return dataclasses.replace(
         settings, epochs=1, save_dir=str(Path(settings.save_dir) / folder), no_data_files=True, stop_when_perfect=False,
-        nines_end=None, hard=0.0, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None,
-        trial_rounds=[], shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None, **changes,
+        nines_end=None, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None, trial_rounds=[],
+        shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None, shrink_choices=None, **changes,
     )  # fmt: skip
 
 
@@ -160,6 +166,8 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
     plots.addition_curves(stage.trainer.log.path, stage.trainer.folder / "loss_curve.png")
     last = [record for record in run_log.read(stage.trainer.log.path) if "score" in record][-1]
     losses = last.get("seed_losses", [last["held_out_loss"]])
+    if stage.described["choose_by"] == "worst_group":
+        losses = stage.workload.worst_group_losses(stage.trainer.model)
     accuracies = last.get("seed_accuracies", [last["accuracy"]])
     best = sorted(range(len(losses)), key=losses.__getitem__)[:count]
     went_on = [stage.seeds[index] for index in best]
@@ -167,8 +175,7 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
     for index in best:
         name = f"without {stage.parts[index]} the model" if stage.parts else f"seed {stage.seeds[index]}"
         print(f"{name} continues from dev accuracy {accuracies[index]:.4f}")
-    if not plan.resumed:
-        _fill(plan, [_flat(stage, index, plan) for index in best])
+    _fill(plan, [_flat(stage, index, plan) for index in best])
     minutes = progress.seconds / 60 + (before["before"]["minutes"] if before else 0)  # of all stages up to this one
     results = {"seed_accuracies": accuracies, "went_on": went_on, "minutes": round(minutes, 2)}
     faded = {"faded": str(stage.parts[best[0]])} if stage.parts else {}
@@ -177,9 +184,30 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
 
 @torch.no_grad()
 def _fill(plan: TrainingPlan, states: list[Tensor]) -> None:
-    """Copies flat parameters into the models of `plan`, one after another and from the start where there are fewer."""
-    for parameters, state in zip(plan.trainer.model.seeds, itertools.cycle(states)):
-        parameters.copy_(state)
+    """Copies flat parameters into the models of `plan`, one after another and from the start where there are fewer.
+
+    A resumed run keeps its own weights. With more parts than models, the parts that the first state misses least stay.
+    """
+    models = plan.trainer.model.seeds
+    if len(plan.parts) > len(models):
+        losses = _losses_without(plan, states[0])
+        least = sorted(range(len(losses)), key=losses.__getitem__)[: len(models)]
+        plan.parts = [plan.parts[index] for index in sorted(least)]
+    if not plan.resumed:
+        for parameters, state in zip(models, itertools.cycle(states)):
+            parameters.copy_(state)
+
+
+def _losses_without(plan: TrainingPlan, state: Tensor) -> list[float]:
+    """Dev loss of the model at once without each part of `plan`, on the first of the dev problems."""
+    model, dev = SideBySide([Llama(plan.config)]).to(state.device), plan.workload.dev
+    some = Problems(dev.a[:FIRST_LOOK], dev.b[:FIRST_LOOK])
+    losses = []
+    for part in plan.parts:
+        model.seeds[0].data.copy_(state)
+        Fading(list(model.seeds), [part], model.shapes)(1, 1)
+        losses.append(measure(model, some)[0][0])
+    return losses
 
 
 def _flat(stage: TrainingPlan, index: int, plan: TrainingPlan) -> Tensor:

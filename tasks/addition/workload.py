@@ -31,6 +31,7 @@ from tasks.addition.sampling import Batches, Problems, Shares, easy_problems, tr
 Model = SideBySide | Llama
 EVALUATION_BATCH = 512
 CANDIDATES, HARD = 2**20, 2**12  # problems looked at for hard ones, and those kept
+GROUP = 2048  # problems of one kind that are measured
 MARGIN_BATCH = 65536  # problems per call in a look for hard ones
 
 
@@ -197,6 +198,16 @@ class AdditionWorkload:
             self.look_for_hard(model)
         done = self.stop_when_perfect and max(right) == len(self.dev)
         return found | {"best_seed": self.best_seed, "score": max(scores), "done": done}
+
+    def worst_group_losses(self, model: Model) -> list[float]:
+        """The largest loss of every seed on a group: dev, and one to three columns that sum to nine, of training.
+
+        A low dev loss hides that carries through two columns are guessed: they are few (Sagawa et al. 2020).
+        """
+        chains = [group[:GROUP].long() for group in self.travelling or travelling(self.training)]
+        groups = [self.dev, *(Problems(self.training.a[chain], self.training.b[chain]) for chain in chains)]
+        losses = [measure(model, group, self.measured_of)[0] for group in groups]
+        return [max(of_seed) for of_seed in zip(*losses, strict=True)]
 
     def save_best(self, model: Model, path: Path) -> None:
         """The best seed's model."""
