@@ -6,8 +6,15 @@ import json
 from statistics import NormalDist
 
 import pytest
+import torch
 
-from bench import addition_share
+from bench import addition_search, addition_share
+from llama import Llama
+from tasks.addition.batched_model import SideBySide
+from tasks.addition.problems import sample_problems
+from tasks.addition.testing import load_adder
+from tasks.addition.workload import Problems
+from tests.tiny import ROOT
 
 
 @pytest.mark.parametrize(("successes", "runs"), [(0, 16), (3, 16), (8, 16), (16, 16), (1, 2)])
@@ -28,3 +35,13 @@ def test_finished_runs_are_read_and_counted(tmp_path):
         results.append(addition_share.result_of(tmp_path / "any.toml", seed, folder, []))
     found = addition_share.summary(results)
     assert (found["perfect"], found["share"], results[0]["minutes"]) == (1, 0.5, 3.5)
+
+
+def test_seeds_that_carry_through_two_nines_are_counted():
+    """The best adder does, an untrained model of its shape does not."""
+    best = load_adder(ROOT / "addition_models" / "best_model" / "best_model.pth", torch.device("cpu"))
+    model = SideBySide([best, Llama(best.config)])
+    found = addition_search.measured(model, Problems.of(*sample_problems(5000, 1)))
+    assert (found["carry_through_two_nines"], found["seeds"], found["best"]) == (1, 2, 1.0)
+    assert found["through_two_nines"][0] == 1.0 > 0.5 > found["through_two_nines"][1]
+    assert found["interval_95"] == [round(bound, 3) for bound in addition_share.wilson(1, 2)]

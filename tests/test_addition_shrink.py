@@ -158,7 +158,10 @@ def test_only_the_choices_that_hurt_least_are_trained(train, tmp_path):
         assert len(losses) > 2 and trained["faded"] == name
 
 
-@pytest.mark.parametrize("more", [[], ["--shrink_choices", "2"]], ids=["all choices", "two choices"])
+MORE = {"all choices": [], "two choices": ["--shrink_choices", "2"], "hard problems": ["--hard", "0.5"]}
+
+
+@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
 def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path, more):
     flags = [*SHRINK, "--save_every", "1", "--optimizer", "muon", "--max_grad_norm", "1", "--shrink_batch_size", "50"]
     flags += more
@@ -168,6 +171,8 @@ def test_a_stopped_step_resumes_to_the_same_weights(train, tmp_path, more):
     assert train(*flags, "--resume") == 0
     now, whole = (load_plain(tmp_path / name / "last.pt")["model"] for name in ("run", "whole"))
     assert all(torch.equal(now[name], whole[name]) for name in whole)
+    pools = [load_plain(tmp_path / "run" / name / "last.pt").get("tensors") for name in ("shrink", "shrink_2", ".")]
+    assert [bool(pool) for pool in pools] == ["--hard" in more, False, "--hard" in more]  # of stages with one model
 
 
 def test_shrinking_starts_from_a_trained_model(train, tmp_path, capsys):

@@ -1,0 +1,102 @@
+"""What makes seeds of small adders learn: sixteen seeds of each setting, two million examples, then two measurements.
+
+    python -m bench.addition_search --out docs/addition_search.json        # three minutes of one core per setting
+
+The first is the share of right answers on 100,000 problems. The second is the share among those whose tens and hundreds
+sum to nine, through which a carry travels: a seed that guesses there (about one half) never learns it later, whatever
+its first share. A setting whose folder has a result is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.addition_share import wilson
+from config import LlamaConfig
+from engine.io.checkpoint import load_plain
+from engine.io.files import write_json
+from llama import Llama
+from tasks.addition.batched_model import SideBySide
+from tasks.addition.problems import sample_problems
+from tasks.addition.workload import Problems, measure
+
+SEEDS, ENOUGH = 16, 0.98
+BASE = (
+    "--n_layers 2 --n_heads 2 --n_kv_heads 1 --head_dim 4 --rope_theta 30 --batch_size 128 --schedule cosine "
+    f"--warmup_steps 500 --max_grad_norm 1 --seed 0 --seeds {SEEDS} --examples 2048000 --epochs 1 --dev_examples 10000 "
+    "--evaluate_every 8000 --save_every 8000 --no_data_files"
+)
+USUAL = {"dim": 8, "hidden_dim": 8, "nines": 0.7, "lr": 0.03, "optimizer": "muon", "init_std": 0.3, "zeros": 0.5}
+SETTINGS = {
+    "the recipe's search": {},
+    "long carries in 0.3": {"nines": 0.3},
+    "long carries as drawn": {"nines": 0},
+    "feed-forward of 12": {"hidden_dim": 12},
+    "feed-forward of 4": {"hidden_dim": 4},
+    "width 6, feed-forward of 4": {"dim": 6, "hidden_dim": 4},
+    "AdamW": {"optimizer": "adamw"},
+    "first weights of 0.1": {"init_std": 0.1},
+    "no easy problems": {"zeros": 0},
+}
+
+
+def trained(changed: dict, folder: Path, threads: int) -> SideBySide:
+    """The seeds at the end of their training, which is done unless `folder` has its result."""
+    described = folder / "training_config.json"
+    if not described.exists():
+        flags = [word for name, value in (USUAL | changed).items() for word in (f"--{name}", str(value))]
+        words = ["train", *BASE.split(), *flags, "--threads", str(threads), "--save_dir", str(folder)]
+        subprocess.run([sys.executable, "addition_run.py", *words], check=True)
+    config = LlamaConfig.from_dict(json.loads((folder / "model_config.json").read_text("utf-8")))
+    model = SideBySide([Llama(config) for _ in range(SEEDS)])
+    model.load_state_dict(load_plain(folder / "last.pt")["model"])
+    return model
+
+
+def shares(model: SideBySide, problems: Problems) -> list[float]:
+    """Share of right answers of every seed."""
+    return [right / len(problems) for right in measure(model, problems)[1]]
+
+
+def measured(model: SideBySide, drawn: Problems) -> dict:
+    """Both shares of every seed, and how many seeds carry through two nines, with a 95 % interval."""
+    a, b = drawn.a.int(), drawn.b.int()
+    through = torch.ones(len(drawn), dtype=torch.bool)
+    for place in (10, 100):
+        through &= a // place % 10 + b // place % 10 == 9
+    everywhere, carried = shares(model, drawn), shares(model, Problems(drawn.a[through], drawn.b[through]))
+    good = sum(share >= ENOUGH for share in carried)
+    return {
+        "carry_through_two_nines": good, "seeds": len(carried),
+        "interval_95": [round(bound, 3) for bound in wilson(good, len(carried))],
+        "best": round(max(everywhere), 4), "median": round(statistics.median(everywhere), 4),
+        "accuracies": [round(share, 4) for share in everywhere],
+        "through_two_nines": [round(share, 3) for share in carried],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Trains and measures all settings, and writes the file after each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/addition_search.json"), help="JSON file to write")
+    parser.add_argument("--folder", type=Path, default=Path("runs/addition_search"), help="folder for the runs")
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="only these settings")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    drawn, found = Problems.of(*sample_problems(100_000, 5)), {}
+    for name in args.only:
+        model = trained(SETTINGS[name], args.folder / name.replace(" ", "_").replace(",", ""), args.threads)
+        found[name] = {"parameters": len(model.seeds[0])} | measured(model, drawn)
+        write_json(args.out, found, indent=2)
+        print(f"{name}: {found[name]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
