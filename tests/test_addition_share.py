@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tomllib
 from statistics import NormalDist
 
 import pytest
 import torch
 
+from addition_run import PROGRAM
 from bench import addition_search, addition_share
 from llama import Llama
+from tasks import cli
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.problems import sample_problems
+from tasks.addition.stages import search_rounds
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import Problems
 from tests.tiny import ROOT
@@ -35,6 +40,18 @@ def test_finished_runs_are_read_and_counted(tmp_path):
         results.append(addition_share.result_of(tmp_path / "any.toml", seed, folder, []))
     found = addition_share.summary(results)
     assert (found["perfect"], found["share"], results[0]["minutes"]) == (1, 0.5, 3.5)
+
+
+def test_the_search_is_the_recipes():
+    """Its flags ask for the run that the recipe's own first stage is, but for the seed and how often it is measured."""
+    recipe = tomllib.loads((ROOT / addition_search.RECIPE).read_text("utf-8"))["flags"]
+    own = [f"--{name}={value}" for name, value in addition_search.search_flags(recipe).items()]
+    alone = cli.parse(PROGRAM, ["train", *own, "--no_data_files"])[1]
+    whole = cli.parse(PROGRAM, ["train", "--recipe", str(ROOT / addition_search.RECIPE)])[1]
+    shape = dataclasses.replace(whole, dim=alone.dim, hidden_dim=alone.hidden_dim)
+    (stage,) = search_rounds(shape)
+    may_differ = {"seed", "evaluate_every", "save_every", "save_dir", "choose_by", "given", "recipe"}
+    assert {name for name in vars(stage) if vars(stage)[name] != vars(alone)[name]} <= may_differ
 
 
 def test_seeds_that_carry_through_two_nines_are_counted():

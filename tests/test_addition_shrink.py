@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from engine.io.checkpoint import load_plain
 from llama import Llama
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.problems import read_problems
-from tasks.addition.shrink import Fading, Feature, Units, choices
+from tasks.addition.shrink import Fading, Feature, Part, Units, choices
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import Problems, measure
 from tests.test_addition_run import interrupted, training_in
@@ -23,6 +24,10 @@ LARGE = LlamaConfig(
     max_seq_len=20, layer_norm_eps=1e-30,
 )  # fmt: skip
 TOKENS = torch.randint(13, (7, 16), generator=torch.Generator().manual_seed(1))
+STEPPED = LlamaConfig(  # the first shape of SHRINK
+    vocab_size=13, dim=5, n_layers=1, n_heads=1, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
+    max_seq_len=20,
+)  # fmt: skip
 SHRINK = ["--dim", "4", "--hidden_dim", "2", "--head_dim", "4", "--shrink", "5:3:200", "5:2:200", "4:2:200"]
 
 
@@ -104,28 +109,15 @@ def test_the_best_choice_of_every_step_goes_on(train, tmp_path):
     assert len(last["before"]["before"]["before"]["seed_accuracies"]) == 2 and last["went_on"][0] in (1337, 1338, 1339)
 
     dev = Problems.of(*read_problems(tmp_path / "data" / "addition_dev.txt"))
-    state = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]["seeds.0"]
-    config = LlamaConfig(
-        vocab_size=13, dim=5, n_layers=1, n_heads=1, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
-        max_seq_len=20,
-    )  # fmt: skip
+    state, config = first_state(tmp_path), STEPPED
     for small, folder in (({"hidden_dim": 2}, "shrink_2"), ({"dim": 4}, "shrink_3")):
         large, config = config, dataclasses.replace(config, **small)
-        parts, runs = choices(large, config), load_plain(tmp_path / "run" / folder / "last.pt")["model"]
-        logged = [json.loads(line) for line in (tmp_path / "run" / folder / "log.jsonl").read_text().splitlines()]
-        losses = [record for record in logged if "score" in record][-1]["seed_losses"]
-        made = []
-        for index, part in enumerate(parts):
-            fast = SideBySide([Llama(large)])
-            with torch.no_grad():
-                fast.seeds[0].copy_(state)
-            Fading(list(fast.seeds), [part], fast.shapes)(1, 1)
-            torch.testing.assert_close(runs[f"seeds.{index}"], fast.seeds[0].detach(), rtol=0, atol=1e-6)
-            model = Llama(config)
-            model.load_state_dict(part.removed(fast.state_of(0)))
+        runs, losses = load_plain(tmp_path / "run" / folder / "last.pt")["model"], last_losses(tmp_path, folder)
+        made = [without(part, state, large, config) for part in choices(large, config)]
+        for index, (faded, model) in enumerate(made):
+            torch.testing.assert_close(runs[f"seeds.{index}"], faded, rtol=0, atol=1e-6)
             assert losses[index] == pytest.approx(measure(model, dev)[0][0], abs=1e-4)  # with the part at zero
-            made.append(SideBySide([model]).seeds[0].detach())
-        state = made[min(range(len(parts)), key=losses.__getitem__)]
+        state = flat(made[min(range(len(made)), key=losses.__getitem__)][1])
     torch.testing.assert_close(load_plain(tmp_path / "run" / "last.pt")["model"]["seeds.0"], state, rtol=0, atol=1e-6)
 
 
@@ -134,28 +126,42 @@ def test_only_the_choices_that_hurt_least_are_trained(train, tmp_path):
     assert train(*SHRINK, "--lr", "0", "--shrink_choices", "2") == 0
     dev = Problems.of(*read_problems(tmp_path / "data" / "addition_dev.txt"))
     result = json.loads((tmp_path / "run" / "training_config.json").read_text())["result"]["trial"]
-    config = LlamaConfig(
-        vocab_size=13, dim=5, n_layers=1, n_heads=1, n_kv_heads=1, head_size=4, hidden_dim=3, multiple_of=32,
-        max_seq_len=20,
-    )  # fmt: skip
-    flat = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]["seeds.0"]
-    for small, trained in (({"hidden_dim": 2}, result["before"]), ({"dim": 4}, result)):
+    state, config = first_state(tmp_path), STEPPED
+    for small, folder, found in (
+        ({"hidden_dim": 2}, "shrink_2", result["before"]), ({"dim": 4}, "shrink_3", result),
+    ):  # fmt: skip
         large, config = config, dataclasses.replace(config, **small)
-        fast = SideBySide([Llama(large)])
-        losses = []
-        for part in choices(large, config):
-            fast.seeds[0].data.copy_(flat)
-            Fading(list(fast.seeds), [part], fast.shapes)(1, 1)
-            model = Llama(config)
-            model.load_state_dict(part.removed(fast.state_of(0)))
-            losses.append((measure(model, dev)[0][0], str(part), SideBySide([model]).seeds[0].detach()))
-        losses.sort(key=lambda found: found[0])
-        log = tmp_path / "run" / ("shrink_2" if trained is result["before"] else "shrink_3") / "log.jsonl"
-        logged = [json.loads(line) for line in log.read_text().splitlines()]
-        at_the_end = [record for record in logged if "score" in record][-1]["seed_losses"]
-        assert sorted(at_the_end) == pytest.approx([loss for loss, *_ in losses[:2]], abs=1e-4)
-        _, name, flat = losses[0]
-        assert len(losses) > 2 and trained["faded"] == name
+        models = {str(part): without(part, state, large, config)[1] for part in choices(large, config)}
+        losses = {name: measure(model, dev)[0][0] for name, model in models.items()}
+        least = sorted(losses, key=losses.__getitem__)
+        assert sorted(last_losses(tmp_path, folder)) == pytest.approx([losses[name] for name in least[:2]], abs=1e-4)
+        assert len(least) > 2 and found["faded"] == least[0]
+        state = flat(models[least[0]])
+
+
+def first_state(folder: Path) -> torch.Tensor:
+    """The flat weights of the first shape of SHRINK."""
+    return load_plain(folder / "run" / "shrink" / "last.pt")["model"]["seeds.0"]
+
+
+def last_losses(folder: Path, stage: str) -> list[float]:
+    """The dev losses of a stage's models at its end."""
+    logged = [json.loads(line) for line in (folder / "run" / stage / "log.jsonl").read_text().splitlines()]
+    return [record for record in logged if "score" in record][-1]["seed_losses"]
+
+
+def without(part: Part, state: torch.Tensor, large: LlamaConfig, small: LlamaConfig) -> tuple[torch.Tensor, Llama]:
+    """The flat weights with the part at zero, and the model of the smaller shape."""
+    fast, model = SideBySide([Llama(large)]), Llama(small)
+    fast.seeds[0].data.copy_(state)
+    Fading(list(fast.seeds), [part], fast.shapes)(1, 1)
+    model.load_state_dict(part.removed(fast.state_of(0)))
+    return fast.seeds[0].detach(), model
+
+
+def flat(model: Llama) -> torch.Tensor:
+    """The weights in one vector."""
+    return SideBySide([model]).seeds[0].detach()
 
 
 MORE = {"all choices": [], "two choices": ["--shrink_choices", "2"], "hard problems": ["--hard", "0.5"]}
@@ -181,7 +187,7 @@ def test_shrinking_starts_from_a_trained_model(train, tmp_path, capsys):
     given = ["--shrink_from", "large/best_model.pth"]
     short = [*SHRINK[:6], "--shrink", "5:2:200", "4:2:200", "--lr", "0"]
     assert train(*short, *given) == 0
-    state = load_checkpoint_flat(tmp_path / "large" / "best_model.pth")
+    state = flat(load_adder(tmp_path / "large" / "best_model.pth", torch.device("cpu")))
     first = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]
     changed = [(first[f"seeds.{index}"] - state).nonzero()[:, 0].tolist() for index in range(3)]
     w2 = len(state) - 3 * 2 * 5 - 5 * 3 + torch.arange(5 * 3).view(5, 3)  # three norms' gains and biases come after it
@@ -193,14 +199,11 @@ def test_shrinking_starts_from_a_trained_model(train, tmp_path, capsys):
     assert "leave out --trial_seeds" in errors and "differs from the flags" in errors and "none.pth" in errors
 
 
-def load_checkpoint_flat(path) -> torch.Tensor:
-    return SideBySide([load_adder(path, torch.device("cpu"))]).seeds[0].detach()
-
-
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (["--shrink_lr", "1e-2"], "--shrink_lr belongs to shrinking"),
+        (["--choose_by", "worst_group"], "--choose_by belongs to a seed search or to shrinking"),
         (["--shrink_choices", "2"], "--shrink_choices belongs to shrinking"),
         ([*SHRINK, "--seeds", "2"], "leave out --seeds"),
         ([*SHRINK, "--dim", "5"], "--shrink must end with the shape of the run"),

@@ -35,6 +35,10 @@ class Problems:
     def __len__(self) -> int:
         return len(self.a)
 
+    def at(self, index: Tensor | slice) -> Problems:
+        """The problems at these indices."""
+        return Problems(self.a[index], self.b[index])
+
     def numbers(self) -> np.ndarray:
         """The pair numbers, (n,) int64."""
         return pair_number(self.a.numpy().astype(np.int64), self.b.numpy().astype(np.int64))

@@ -27,7 +27,6 @@ from tasks import plots
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, config_of, plan_run
-from tasks.addition.sampling import Problems
 from tasks.addition.shrink import Fading, Part, choices
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import measure
@@ -47,6 +46,8 @@ def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan
     steps = shrink_steps(settings, trained.config if trained else None)
     first = steps[0][0] if steps else settings
     rounds = search_rounds(dataclasses.replace(settings, dim=first.dim, hidden_dim=first.hidden_dim))
+    if settings.choose_by != "dev" and not (rounds or steps):
+        raise ValueError("--choose_by belongs to a seed search or to shrinking: give --trial_seeds or --shrink")
     if rounds and trained:
         raise ValueError("--shrink_from has no use for a seed search: leave out --trial_seeds")
     plan, spent = None, 0
@@ -112,8 +113,8 @@ def shrink_steps(settings: AdderTraining, trained: LlamaConfig | None = None) ->
     for index, (dim, hidden_dim, examples) in enumerate(shapes, start=1):
         small = dataclasses.replace(settings, dim=dim, hidden_dim=hidden_dim)
         parts = choices(config_of(large), config_of(small)) if large else []
-        side_by_side = min(len(parts) or 1, settings.shrink_choices or len(parts) or 1)
-        options = {"seeds": side_by_side, "examples": examples, "lr": lr, "batch_size": batch_size}
+        trained_choices = min(len(parts), settings.shrink_choices or len(parts))
+        options = {"seeds": trained_choices or 1, "examples": examples, "lr": lr, "batch_size": batch_size}
         steps.append((_stage(large or small, "shrink", index, **options), parts))
         large = small
     if large and (large.dim, large.hidden_dim) != (settings.dim, settings.hidden_dim):
@@ -140,11 +141,12 @@ def _rate(text: str, whole: str) -> float:
 def _stage(settings: AdderTraining, kind: str, index: int, **changes) -> AdderTraining:
     """A stage as a run of its own, in the folder `trial` or `shrink` (then `trial_2`, …); it writes no data files."""
     folder = kind if index == 1 else f"{kind}_{index}"
-    changes["hard"] = settings.hard if changes["seeds"] == 1 else 0.0
+    hard = settings.hard if changes["seeds"] == 1 else 0.0  # the pool follows one model
     return dataclasses.replace(
         settings, epochs=1, save_dir=str(Path(settings.save_dir) / folder), no_data_files=True, stop_when_perfect=False,
-        nines_end=None, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None, trial_rounds=[],
-        shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None, shrink_choices=None, **changes,
+        nines_end=None, hard=hard, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None,
+        trial_rounds=[], shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None, shrink_choices=None,
+        **changes,
     )  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
     if stage.described["choose_by"] == "worst_group":
         losses = stage.workload.worst_group_losses(stage.trainer.model)
     accuracies = last.get("seed_accuracies", [last["accuracy"]])
-    best = sorted(range(len(losses)), key=losses.__getitem__)[:count]
+    best = _smallest(losses, count)
     went_on = [stage.seeds[index] for index in best]
     plan.seeds = went_on * len(plan.seeds) if plan.parts else went_on
     for index in best:
@@ -190,24 +192,26 @@ def _fill(plan: TrainingPlan, states: list[Tensor]) -> None:
     """
     models = plan.trainer.model.seeds
     if len(plan.parts) > len(models):
-        losses = _losses_without(plan, states[0])
-        least = sorted(range(len(losses)), key=losses.__getitem__)[: len(models)]
+        least = _smallest(_losses_without(plan, states[0]), len(models))
         plan.parts = [plan.parts[index] for index in sorted(least)]
     if not plan.resumed:
         for parameters, state in zip(models, itertools.cycle(states)):
             parameters.copy_(state)
 
 
+@torch.no_grad()
 def _losses_without(plan: TrainingPlan, state: Tensor) -> list[float]:
     """Dev loss of the model at once without each part of `plan`, on the first of the dev problems."""
-    model, dev = SideBySide([Llama(plan.config)]).to(state.device), plan.workload.dev
-    some = Problems(dev.a[:FIRST_LOOK], dev.b[:FIRST_LOOK])
-    losses = []
-    for part in plan.parts:
-        model.seeds[0].data.copy_(state)
-        Fading(list(model.seeds), [part], model.shapes)(1, 1)
-        losses.append(measure(model, some)[0][0])
-    return losses
+    model = SideBySide([Llama(plan.config) for _ in plan.parts]).to(state.device)
+    for parameters in model.seeds:
+        parameters.copy_(state)
+    Fading(list(model.seeds), plan.parts, model.shapes)(1, 1)
+    return measure(model, plan.workload.dev.at(slice(FIRST_LOOK)))[0]
+
+
+def _smallest(losses: list[float], count: int) -> list[int]:
+    """The indices of the `count` smallest losses, the smallest first."""
+    return sorted(range(len(losses)), key=losses.__getitem__)[:count]
 
 
 def _flat(stage: TrainingPlan, index: int, plan: TrainingPlan) -> Tensor:

@@ -204,8 +204,8 @@ class AdditionWorkload:
 
         A low dev loss hides that carries through two columns are guessed: they are few (Sagawa et al. 2020).
         """
-        chains = [group[:GROUP].long() for group in self.travelling or travelling(self.training)]
-        groups = [self.dev, *(Problems(self.training.a[chain], self.training.b[chain]) for chain in chains)]
+        chains = self.travelling or travelling(self.training)
+        groups = [self.dev, *(self.training.at(chain[:GROUP].long()) for chain in chains)]
         losses = [measure(model, group, self.measured_of)[0] for group in groups]
         return [max(of_seed) for of_seed in zip(*losses, strict=True)]
 
