@@ -190,6 +190,26 @@ def test_problems_whose_carries_travel_are_drawn_more_often():
     assert torch.equal(order, workload.epoch(0).order.long())
 
 
+def test_chains_with_and_without_a_carry_are_drawn_equally_often():
+    """Each group of six, counted by hand, has a sixth of the replaced examples, and all that overlap with others."""
+    drawn = Problems.of(*sample_problems(60_000, 5))
+    groups = travelling(drawn, "carry")
+    assert len(groups) == 6
+    by_hand = [[] for _ in groups]
+    for place, (a, b) in enumerate(zip(drawn.a.tolist(), drawn.b.tolist(), strict=True)):
+        sums = [int(d) + int(e) for d, e in zip(reversed(f"{a}"), reversed(f"{b}"), strict=True)]
+        for length in (1, 2, 3):
+            into = [sums[at] for at in range(4 - length) if sums[at + 1 : at + 1 + length] == [9] * length]
+            for number, comes in enumerate((any(sum > 9 for sum in into), any(sum < 9 for sum in into))):
+                by_hand[2 * length - 2 + number] += [place] * comes
+    assert [group.tolist() for group in groups] == by_hand
+    fast = SideBySide(models("course", seeds=1))
+    shares = Shares(nines=1.0, nines_by="carry")
+    order = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=shares).epoch(0).order
+    longest = [torch.isin(order, group).float().mean().item() for group in groups[4:]]
+    assert longest == pytest.approx([1 / 6, 1 / 6], abs=0.01)
+
+
 def test_the_share_of_long_carries_changes_over_the_run():
     """From 0.8 to 0.2 over one and a half epochs: the share of problems with a column that sums to nine."""
     fast, drawn = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(30_000, 5))

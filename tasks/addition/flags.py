@@ -109,7 +109,7 @@ class SeedSearch(Settings):
     )  # fmt: skip
     choose_by: str = flag(
         "dev", "which models continue after a search or a step of --shrink: those of the lowest dev loss, or of the "
-        "lowest loss on the worst group of problems: dev, and one to three columns that sum to 9",
+        "lowest loss on the worst group of problems: dev, and the groups of --nines_by",
         choices=("dev", "worst_group"),
     )  # fmt: skip
 
@@ -153,6 +153,10 @@ class ProblemSettings(Settings):
     nines_end: float | None = flag(
         None, "--nines changes linearly to this share by the end of the run; stages before it keep --nines", type=share,
         metavar="SHARE",
+    )  # fmt: skip
+    nines_by: str = flag(
+        "count", "groups of --nines, equally likely: by the count of columns that sum to 9, or by the length of a "
+        "chain of them and by whether a carry comes in", choices=("count", "carry"),
     )  # fmt: skip
     zeros: float = flag(
         0.0, "share of easy training examples at first (each lower column has a zero); in a seed search: of its first "

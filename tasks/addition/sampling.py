@@ -82,8 +82,9 @@ class Batches(Sequence):
 class Shares:
     """Shares of training examples that are drawn from special problems: long carries, easy ones at first, hard ones.
 
-    The share `nines` changes linearly to `nines_end` over the run (None: it stays). The share `zeros` falls linearly to
-    none over `zeros_until` of the run. Hard are the training problems that the model answers wrong or nearly wrong.
+    The share `nines` changes linearly to `nines_end` over the run (None: it stays), and `nines_by` names the groups of
+    `travelling`. The share `zeros` falls linearly to none over `zeros_until` of the run. Hard are the training problems
+    that the model answers wrong or nearly wrong.
     """
 
     nines: float = 0.0
@@ -91,16 +92,27 @@ class Shares:
     zeros: float = 0.0
     zeros_until: float = 0.5
     hard: float = 0.0
+    nines_by: str = "count"
 
 
-def travelling(problems: Problems) -> list[Tensor]:
-    """Indices (n,) int32 of the problems with one, two and three lower columns that sum to nine: long carry chains.
+def travelling(problems: Problems, by: str = "count") -> list[Tensor]:
+    """Groups of problems with long carry chains, as indices (n,) int32. Empty groups are left out.
 
-    Empty groups are left out.
+    By "count": one, two and three lower columns that sum to nine. By "carry": a chain of one, two and three such
+    columns above a column that sends a carry into it, or sends none; these six groups overlap.
     """
-    a, b = problems.a, problems.b
-    columns = sum((a // place % 10 + b // place % 10 == 9).int() for place in (1, 10, 100))
-    groups = [torch.nonzero(columns == count)[:, 0].int() for count in (1, 2, 3)]
+    places = (1, 10, 100) if by == "count" else (1, 10, 100, 1000)
+    sums = [problems.a // place % 10 + problems.b // place % 10 for place in places]
+    if by == "count":
+        columns = sum((column == 9).int() for column in sums)
+        found = [columns == count for count in (1, 2, 3)]
+    else:
+        found = []
+        for length in (1, 2, 3):
+            chains = [(sums[at], torch.stack(sums[at + 1 : at + 1 + length])) for at in range(4 - length)]
+            for sends in (Tensor.__gt__, Tensor.__lt__):
+                found.append(torch.stack([sends(first, 9) & (chain == 9).all(0) for first, chain in chains]).any(0))
+    groups = [torch.nonzero(group)[:, 0].int() for group in found]
     return [group for group in groups if len(group)]
 
 

@@ -61,7 +61,7 @@ class AdditionWorkload:
         self.surplus = max(0, epochs * len(training) - most_examples)
         self.stop_when_perfect, self.config = stop_when_perfect, model.config
         self.shares, self.examples = shares, min(most_examples, epochs * len(training))
-        self.travelling = travelling(training) if shares.nines or shares.nines_end else []
+        self.travelling = travelling(training, shares.nines_by) if shares.nines or shares.nines_end else []
         self.easy = easy_problems(training) if shares.zeros else torch.empty(0, dtype=torch.int32)
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of, self.margins_of = summed_losses, measured, smallest_margins
@@ -200,11 +200,11 @@ class AdditionWorkload:
         return found | {"best_seed": self.best_seed, "score": max(scores), "done": done}
 
     def worst_group_losses(self, model: Model) -> list[float]:
-        """The largest loss of every seed on a group: dev, and one to three columns that sum to nine, of training.
+        """The largest loss of every seed on a group: dev, and the groups of `travelling` in training.
 
         A low dev loss hides that carries through two columns are guessed: they are few (Sagawa et al. 2020).
         """
-        chains = self.travelling or travelling(self.training)
+        chains = self.travelling or travelling(self.training, self.shares.nines_by)
         groups = [self.dev, *(self.training.at(chain[:GROUP].long()) for chain in chains)]
         losses = [measure(model, group, self.measured_of)[0] for group in groups]
         return [max(of_seed) for of_seed in zip(*losses, strict=True)]
