@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import pytest
 
+from bench.architectures import configs
 from config import LlamaConfig
 from engine.io.checkpoint import parameter_shapes
 from llama import Llama
@@ -129,20 +130,42 @@ def test_the_zero_shot_figures_are_what_was_measured():
         assert f"from {min(single[0]):.3f} to {max(single[0]):.3f}" in text
 
 
-def test_the_gain_of_wise_ft_is_what_was_measured():
-    measured = json.loads((METHODS / "wise_ft.json").read_text("utf-8"))
-    chosen = [run["accuracy"]["cfimdb-dev"][measured["alphas"].index(run["alpha"])] for run in measured["runs"]]
-    tuned = [run["accuracy"]["cfimdb-dev"][-1] for run in measured["runs"]]
-    gains = [one - other for one, other in zip(chosen, tuned, strict=True)]
-    gain = f"{statistics.mean(gains):+.3f} ± {statistics.stdev(gains) / len(gains) ** 0.5:.3f}"
+def gain_of(own: list[float], other: list[float]) -> str:
+    gains = [one - two for one, two in zip(own, other, strict=True)]
+    return f"{statistics.mean(gains):+.3f} ± {statistics.stdev(gains) / len(gains) ** 0.5:.3f}"
+
+
+def test_the_tables_of_wise_ft_and_soups_are_what_was_measured():
     page = (ROOT / "docs" / "methods.md").read_text("utf-8")
-    assert f"chooses gives {spread(chosen)} there and fine-tuning\n  {spread(tuned)}: {gain} over" in page
+    for name, measured in json.loads((METHODS / "wise_ft.json").read_text("utf-8")).items():
+        runs, alphas = measured["runs"], measured["alphas"]
+        for data in set(runs[0]["accuracy"]) - {"dev", "test"}:
+            chosen = [run["accuracy"][data][alphas.index(run["alpha"])] for run in runs]
+            tuned = [run["accuracy"][data][-1] for run in runs]
+            figures = f"{runs[0]['accuracy'][data][0]:.3f} | {spread(tuned)} | {spread(chosen)}"
+            assert f"| {name} | {data} | {figures} | {gain_of(chosen, tuned)} |" in page
+    for name, rows in json.loads((METHODS / "soup.json").read_text("utf-8")).items():
+        line = next(line for line in page.split("\n") if line.startswith(f"| {name} |") and "→" in line)
+        uniform = next(row["accuracy"] for row in rows if row.get("soup") == "uniform")
+        for data in set(uniform) - {"test"}:
+            members = [row["accuracy"][data] for row in rows if "soup" not in row]
+            assert f"{spread(members)} → {uniform[data]:.3f}" in line
+            assert data == "dev" or 0.008 < uniform[data] - statistics.mean(members) < 0.0305
 
 
 def test_the_table_of_architectures_is_what_was_measured():
     records = list(read_results(ROOT / "results" / "architectures" / "results.jsonl").values())
     page = (ROOT / "docs" / "methods.md").read_text("utf-8").split("## Architectures\n")[1].split("\n## ")[0]
     assert "\n".join(table(records)) in page
+
+
+def test_the_speeds_of_architectures_are_what_was_measured():
+    measured = json.loads((ROOT / "results" / "architectures" / "speed.json").read_text("utf-8"))["architectures"]
+    page = " ".join((ROOT / "docs" / "methods.md").read_text("utf-8").split())
+    assert set(measured) == set(configs(4096))
+    ratios = ", ".join(f"{name} {own['ratio']:.2f}" for name, own in measured.items() if name != "RoPE")
+    own = f"{measured['RoPE']['tokens_per_second']:,}"
+    assert f"one busy AMD core): {ratios}. RoPE itself trains on {own} tokens" in page
 
 
 def test_tf_idf_out_of_distribution_is_what_was_measured():
