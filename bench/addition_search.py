@@ -3,8 +3,9 @@
     python -m bench.addition_search --out docs/addition_search.json        # three minutes of one core per setting
 
 The first is the share of right answers on 30,000 problems. The second is the share among those whose tens and hundreds
-sum to nine, through which a carry travels: docs/addition.md says why it matters. Every setting changes the search of
-`recipes/adder_570.toml`. A setting whose folder has a result is not trained again.
+sum to nine, through which a carry travels: docs/addition.md says why it matters. The settings change a search with 952
+parameters; "by carry, in 0.5" is the first round of `recipes/adder_570.toml`. A setting whose folder has a result is
+not trained again.
 """
 
 from __future__ import annotations
@@ -31,15 +32,22 @@ from tasks.addition.workload import Problems, measure
 RECIPE, ENOUGH = Path("recipes/adder_570.toml"), 0.98
 KEPT = (
     "n_layers", "n_heads", "n_kv_heads", "head_dim", "rope_theta", "init_std", "optimizer", "schedule", "warmup_steps",
-    "max_grad_norm", "dev_examples", "nines", "zeros",
+    "max_grad_norm", "dev_examples", "zeros",
 )  # fmt: skip
+USUAL = {"nines": 0.7, "nines_by": "count"}  # of every setting that does not say otherwise
 SETTINGS = {
-    "the recipe's search": {},
+    "nothing": {},
+    "by carry": {"nines_by": "carry"},
+    "by carry, in 0.5": {"nines_by": "carry", "nines": 0.5},
+    "by carry, in 0.5, width 6": {"nines_by": "carry", "nines": 0.5, "dim": 6},
+    "by carry, twice the examples": {"nines_by": "carry", "examples": 4_096_000},
+    "four times the examples": {"examples": 8_192_000},
     "long carries in 0.3": {"nines": 0.3},
     "long carries as drawn": {"nines": 0},
     "feed-forward of 12": {"hidden_dim": 12},
     "feed-forward of 4": {"hidden_dim": 4},
     "width 6, feed-forward of 4": {"dim": 6, "hidden_dim": 4},
+    "RoPE theta 100": {"rope_theta": 100},
     "AdamW": {"optimizer": "adamw"},
     "first weights of 0.1": {"init_std": 0.1},
     "no easy problems": {"zeros": 0},
@@ -51,7 +59,7 @@ def search_flags(recipe: dict) -> dict:
     dim, hidden_dim, _ = recipe["shrink"][0].split(":")
     searched = {name: recipe[f"trial_{name}"] for name in ("seeds", "examples", "lr", "batch_size")}
     once = {"dim": dim, "hidden_dim": hidden_dim, "seed": 0, "epochs": 1, "evaluate_every": 8000, "save_every": 8000}
-    return {name: recipe[name] for name in KEPT} | searched | once
+    return {name: recipe[name] for name in KEPT} | USUAL | searched | once
 
 
 def trained(changed: dict, folder: Path, threads: int) -> SideBySide:

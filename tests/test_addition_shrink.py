@@ -65,9 +65,9 @@ def test_a_part_fades_linearly_and_nothing_else_moves():
     made = [random_model(seed) for seed in (0, 1)]
     fast = SideBySide(made)
     fade = Fading(list(fast.seeds), [Units((1, 0)), Feature(2)], fast.shapes)
-    half = round(Feature.fading * 100 / 2)
+    half = round(Feature.fading * 100)
     for step in range(1, half + 1):
-        fade(step, 100)
+        fade(step, 200)
     units, feature = (fast.state_of(index) for index in (0, 1))
     before = made[0].state_dict()
     for name, tensor in units.items():

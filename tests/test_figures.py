@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import pytest
 
+from bench.addition_search import SETTINGS
 from bench.architectures import configs
 from config import LlamaConfig
 from engine.io.checkpoint import parameter_shapes
@@ -371,3 +372,14 @@ def test_question_answering_is_what_was_measured():
 def test_the_table_of_decoding_methods_is_what_was_measured():
     measured = json.loads((ROOT / "results" / "methods" / "decoding.json").read_text("utf-8"))
     assert decoding.table(measured) in (ROOT / "docs" / "methods.md").read_text("utf-8")
+
+
+def test_the_table_of_seed_searches_is_what_was_measured():
+    measured = json.loads((ROOT / "docs" / "addition_search.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "addition.md").read_text("utf-8")
+    assert list(measured) == list(SETTINGS)
+    for name, own in measured.items():
+        nines, (low, high) = statistics.median(own["through_two_nines"]), own["interval_95"]
+        medians = f"{own['median']:.3f} | {nines:.2f} | {own['best']:.3f}"
+        good = f"{own['carry_through_two_nines']} | {low:.2f} to {high:.2f}"
+        assert f"| {name} | {own['parameters']:,} | {medians} | {good} |" in page

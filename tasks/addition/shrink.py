@@ -63,10 +63,11 @@ class Feature:
 
     What is written to it fades to the mean of the other features, so that LayerNorm makes it zero; its gains and biases
     fade to zero. Without it the variance is a mean over one feature less: the gains grow by √(dim / (dim − 1)).
+    It fades while the learning rate is high, so that the model recovers after it is gone.
     """
 
     place: int
-    fading: ClassVar[float] = 0.7
+    fading: ClassVar[float] = 0.35
 
     def __str__(self) -> str:
         return f"feature {self.place + 1}"
