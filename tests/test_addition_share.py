@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import tomllib
 from statistics import NormalDist
 
@@ -63,3 +64,14 @@ def test_seeds_that_carry_through_two_nines_are_counted():
     assert (found["carry_through_two_nines"], found["seeds"], found["best"]) == (1, 2, 1.0)
     assert found["through_two_nines"][0] == 1.0 > 0.5 > found["through_two_nines"][1]
     assert found["interval_95"] == [round(bound, 3) for bound in addition_share.wilson(1, 2)]
+
+
+def test_the_table_of_seed_searches_is_what_was_measured():
+    measured = json.loads((ROOT / "docs" / "addition_search.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "addition.md").read_text("utf-8")
+    assert list(measured) == list(addition_search.SETTINGS)
+    for name, own in measured.items():
+        nines, (low, high) = statistics.median(own["through_two_nines"]), own["interval_95"]
+        medians = f"{own['median']:.3f} | {nines:.2f} | {own['best']:.3f}"
+        good = f"{own['carry_through_two_nines']} | {low:.2f} to {high:.2f}"
+        assert f"| {name} | {own['parameters']:,} | {medians} | {good} |" in page
