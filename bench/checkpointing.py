@@ -69,10 +69,15 @@ class SavedBytes:
                 self.live -= storage.nbytes()
 
 
-def step(model: Llama, tokens: Tensor) -> None:
-    """Loss and gradients of one batch."""
+def backward(model: Llama, tokens: Tensor) -> None:
+    """Adds the gradients of one batch's loss to the model's."""
     hidden = model.hidden_states(tokens[:, :-1]).flatten(0, 1)
     cross_entropy(hidden, model.output.weight, tokens[:, 1:].flatten()).backward()
+
+
+def step(model: Llama, tokens: Tensor) -> None:
+    """Loss and gradients of one batch; the gradients are thrown away."""
+    backward(model, tokens)
     model.zero_grad(set_to_none=True)
 
 

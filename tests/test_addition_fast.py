@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from functools import partial
 
 import pytest
@@ -203,6 +204,9 @@ def test_chains_with_and_without_a_carry_are_drawn_equally_often():
             for number, comes in enumerate((any(sum > 9 for sum in into), any(sum < 9 for sum in into))):
                 by_hand[2 * length - 2 + number] += [place] * comes
     assert [group.tolist() for group in groups] == by_hand
+    deep = torch.cat([groups[2], groups[4]])  # docs/addition.md: one of fifteen, drawn by count
+    share = statistics.mean(torch.isin(group, deep).float().mean().item() for group in travelling(drawn))
+    assert share == pytest.approx(1 / 15, abs=0.01)
     fast = SideBySide(models("course", seeds=1))
     shares = Shares(nines=1.0, nines_by="carry")
     order = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=shares).epoch(0).order

@@ -204,6 +204,7 @@ def test_shrinking_starts_from_a_trained_model(train, tmp_path, capsys):
     [
         (["--shrink_lr", "1e-2"], "--shrink_lr belongs to shrinking"),
         (["--choose_by", "worst_group"], "--choose_by belongs to a seed search or to shrinking"),
+        (["--nines_by", "carry"], "--nines_by names the groups of --nines"),
         (["--shrink_choices", "2"], "--shrink_choices belongs to shrinking"),
         ([*SHRINK, "--seeds", "2"], "leave out --seeds"),
         ([*SHRINK, "--dim", "5"], "--shrink must end with the shape of the run"),

@@ -19,7 +19,6 @@ from tests.tiny import ROOT
 
 SENTIMENT = json.loads((ROOT / "docs" / "sentiment_results.json").read_text("utf-8"))
 GENERATION = json.loads((ROOT / "docs" / "generation_results.json").read_text("utf-8"))
-METHODS = ROOT / "results" / "methods"
 METRICS = ("dev_acc", "test_acc", "dev_macro_f1", "test_macro_f1")
 
 

@@ -48,6 +48,9 @@ def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan
     rounds = search_rounds(dataclasses.replace(settings, dim=first.dim, hidden_dim=first.hidden_dim))
     if settings.choose_by != "dev" and not (rounds or steps):
         raise ValueError("--choose_by belongs to a seed search or to shrinking: give --trial_seeds or --shrink")
+    drawn_or_judged = settings.nines or settings.nines_end or settings.choose_by != "dev"
+    if settings.nines_by != "count" and not drawn_or_judged:
+        raise ValueError("--nines_by names the groups of --nines and of --choose_by worst_group: give one of them")
     if rounds and trained:
         raise ValueError("--shrink_from has no use for a seed search: leave out --trial_seeds")
     plan, spent = None, 0
