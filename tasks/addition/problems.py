@@ -25,13 +25,13 @@ PAIRS = OPERANDS * (OPERANDS + 1) // 2  # 40,504,500 unordered pairs, equal oper
 def pair_number(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The number of the unordered pair {a, b}, from 0 to PAIRS − 1: row by row of the lower triangle."""
     large, small = np.maximum(a, b) - LOW, np.minimum(a, b) - LOW
-    return large * (large + 1) // 2 + small
+    return (large * (large + 1) >> 1) + small
 
 
 def pair_of(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pair (a ≥ b) of a number: the inverse of `pair_number`."""
     large = ((np.sqrt(8.0 * number + 1.0) - 1.0) / 2.0).astype(np.int64)
-    return large + LOW, number - large * (large + 1) // 2 + LOW
+    return large + LOW, number - (large * (large + 1) >> 1) + LOW
 
 
 def sample_problems(n: int, seed: int, excluded: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.addition.problems import pair_number
+from tasks.addition.problems import HIGH, pair_number
 
 
 @dataclass(frozen=True)
@@ -101,25 +101,36 @@ def travelling(problems: Problems, by: str = "count") -> list[Tensor]:
     By "count": one, two and three lower columns that sum to nine. By "carry": a chain of one, two and three such
     columns above a column that sends a carry into it, or sends none; these six groups overlap.
     """
-    places = (1, 10, 100) if by == "count" else (1, 10, 100, 1000)
-    sums = [problems.a // place % 10 + problems.b // place % 10 for place in places]
+    kinds = torch.arange(3**4)
+    columns = [kinds // 3**column % 3 for column in range(4)]  # from the right: below nine, nine, above nine
     if by == "count":
-        columns = sum((column == 9).int() for column in sums)
-        found = [columns == count for count in (1, 2, 3)]
+        nines = sum((column == 1).int() for column in columns[:3])
+        found = [nines == count for count in (1, 2, 3)]
     else:
         found = []
         for length in (1, 2, 3):
-            chains = [(sums[at], torch.stack(sums[at + 1 : at + 1 + length])) for at in range(4 - length)]
-            for sends in (Tensor.__gt__, Tensor.__lt__):
-                found.append(torch.stack([sends(first, 9) & (chain == 9).all(0) for first, chain in chains]).any(0))
-    groups = [torch.nonzero(group)[:, 0].int() for group in found]
+            chains = [(columns[at], torch.stack(columns[at + 1 : at + 1 + length])) for at in range(4 - length)]
+            for sends in (2, 0):
+                found.append(torch.stack([(first == sends) & (chain == 1).all(0) for first, chain in chains]).any(0))
+    of_problems = _kinds(problems)
+    groups = [torch.nonzero(group.index_select(0, of_problems))[:, 0].int() for group in found]
     return [group for group in groups if len(group)]
+
+
+def _kinds(problems: Problems) -> Tensor:
+    """Whether each column sums to less than nine (0), nine (1) or more (2), as a number in base three, (n,) int32."""
+    kinds = torch.zeros(len(problems), dtype=torch.int32)
+    a, b = problems.a.int(), problems.b.int()
+    for column in range(4):
+        digits = (torch.arange(HIGH + 1) // 10**column % 10).to(torch.uint8)
+        sums = digits.index_select(0, a) + digits.index_select(0, b)
+        kinds += 3**column * ((sums >= 9).int() + (sums > 9).int())
+    return kinds
 
 
 def easy_problems(problems: Problems) -> Tensor:
     """Indices (n,) int32 of the problems with a zero in each lower column: their lower digits are copied, not added."""
-    a, b = problems.a, problems.b
-    easy = torch.ones(len(a), dtype=torch.bool)
-    for place in (1, 10, 100):
-        easy &= (a // place % 10 == 0) | (b // place % 10 == 0)
-    return torch.nonzero(easy)[:, 0].int()
+    numbers = torch.arange(HIGH + 1)
+    zeros = sum(2**column * (numbers // 10**column % 10 == 0) for column in range(3)).to(torch.uint8)
+    in_either = zeros.index_select(0, problems.a.int()) | zeros.index_select(0, problems.b.int())
+    return torch.nonzero(in_either == 7)[:, 0].int()
