@@ -139,6 +139,29 @@ def test_only_the_choices_that_hurt_least_are_trained(train, tmp_path):
         state = flat(models[least[0]])
 
 
+def test_the_best_models_of_a_step_are_the_parents_of_the_next(train, tmp_path):
+    """Two of three seeds go on. Of their six pairs with a unit, then of ten with a feature, four are trained."""
+    search = ["--trial_seeds", "3", "--trial_examples", "100"]
+    assert train(*SHRINK, *search, "--lr", "0", "--shrink_parents", "2", "--shrink_choices", "4") == 0
+    dev = Problems.of(*read_problems(tmp_path / "data" / "addition_dev.txt"))
+    found = load_plain(tmp_path / "run" / "shrink" / "last.pt")["model"]
+    (states, config), losses = (list(found.values()), STEPPED), last_losses(tmp_path, "shrink")
+    assert len(states) == len(losses) == 2 and losses == sorted(losses)
+    for small, folder in (({"hidden_dim": 2}, "shrink_2"), ({"dim": 4}, "shrink_3")):
+        large, config = config, dataclasses.replace(config, **small)
+        made = [without(part, state, large, config) for state in states for part in choices(large, config)]
+        losses = [measure(model, dev)[0][0] for _, model in made]
+        least = sorted(range(len(made)), key=losses.__getitem__)
+        runs = load_plain(tmp_path / "run" / folder / "last.pt")["model"]
+        assert len(runs) == 4 < len(made)
+        for place, index in enumerate(sorted(least[:4])):
+            torch.testing.assert_close(runs[f"seeds.{place}"], made[index][0], rtol=0, atol=1e-6)
+        states = [flat(made[index][1]) for index in least[:2]]
+    torch.testing.assert_close(
+        load_plain(tmp_path / "run" / "last.pt")["model"]["seeds.0"], states[0], rtol=0, atol=1e-6
+    )
+
+
 def first_state(folder: Path) -> torch.Tensor:
     """The flat weights of the first shape of SHRINK."""
     return load_plain(folder / "run" / "shrink" / "last.pt")["model"]["seeds.0"]
@@ -164,7 +187,8 @@ def flat(model: Llama) -> torch.Tensor:
     return SideBySide([model]).seeds[0].detach()
 
 
-MORE = {"all choices": [], "two choices": ["--shrink_choices", "2"], "hard problems": ["--hard", "0.5"]}
+MORE = {"all choices": [], "two choices": ["--shrink_choices", "2"], "hard problems": ["--hard", "0.5"],
+        "two parents": ["--shrink_parents", "2"]}  # fmt: skip
 
 
 @pytest.mark.parametrize("more", MORE.values(), ids=MORE)
@@ -206,6 +230,8 @@ def test_shrinking_starts_from_a_trained_model(train, tmp_path, capsys):
         (["--choose_by", "worst_group"], "--choose_by belongs to a seed search or to shrinking"),
         (["--nines_by", "carry"], "--nines_by names the groups of --nines"),
         (["--shrink_choices", "2"], "--shrink_choices belongs to shrinking"),
+        (["--shrink_parents", "2"], "--shrink_parents belongs to shrinking"),
+        ([*SHRINK, "--shrink_parents", "100"], "--shrink would try 300 choices in one step"),
         ([*SHRINK, "--seeds", "2"], "leave out --seeds"),
         ([*SHRINK, "--dim", "5"], "--shrink must end with the shape of the run"),
         ([*SHRINK, "--shrink", "5:3:200", "4:2:200"], "a step removes one"),

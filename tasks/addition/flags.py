@@ -131,6 +131,10 @@ class Shrinking(Settings):
         None, "train only the N choices of each step that raise the dev loss least at once; by default all",
         type=positive, metavar="N",
     )  # fmt: skip
+    shrink_parents: int | None = flag(
+        None, "best models that continue from each step, and from the search; the next step chooses among the parts of "
+        "all of them; by default 1", type=positive, metavar="N",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ RECORDED = (  # settings that training_config.json repeats after the course's fi
     "optimizer", "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
     "stop_when_perfect", "init_std", "nines", "nines_end", "nines_by", "zeros", "zeros_until", "hard", "trial_seeds",
     "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "choose_by", "shrink", "shrink_from",
-    "shrink_lr", "shrink_batch_size", "shrink_choices",
+    "shrink_lr", "shrink_batch_size", "shrink_choices", "shrink_parents",
 )  # fmt: skip
 
 
@@ -63,6 +63,7 @@ class TrainingPlan:
     resumed: bool
     parts: list[Part]
     trial: TrainingPlan | None = None
+    starts: int = 1  # models of the trial that it starts from
 
     def begin(self) -> None:
         """Compiles the step, if that pays, and lets the parts fade."""

@@ -27,14 +27,14 @@ from tasks import plots
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.flags import AdderTraining
 from tasks.addition.plan import TrainingPlan, config_of, plan_run
-from tasks.addition.shrink import Fading, Part, choices
+from tasks.addition.shrink import MOST, Fading, Part, choices
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import measure
 from tasks.settings import rate
 
 FIRST_LOOK = 512  # dev problems that say which parts are worth training without
 
-Stage = tuple[AdderTraining, Sequence[Part]]
+Stage = tuple[AdderTraining, Sequence[Part], int]  # a run, its choices, and how many models it starts from
 
 
 def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan:
@@ -43,25 +43,30 @@ def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan
     Everything is checked before training starts. Raises ValueError or OSError.
     """
     trained = load_adder(settings.shrink_from, torch.device("cpu")) if settings.shrink_from else None
+    if trained and settings.trial_seeds:
+        raise ValueError("--shrink_from has no use for a seed search: leave out --trial_seeds")
     steps = shrink_steps(settings, trained.config if trained else None)
     first = steps[0][0] if steps else settings
-    rounds = search_rounds(dataclasses.replace(settings, dim=first.dim, hidden_dim=first.hidden_dim))
+    shape = {"dim": first.dim, "hidden_dim": first.hidden_dim, "seeds": first.seeds}
+    rounds = search_rounds(dataclasses.replace(settings, **shape))
     if settings.choose_by != "dev" and not (rounds or steps):
         raise ValueError("--choose_by belongs to a seed search or to shrinking: give --trial_seeds or --shrink")
     drawn_or_judged = settings.nines or settings.nines_end or settings.choose_by != "dev"
     if settings.nines_by != "count" and not drawn_or_judged:
         raise ValueError("--nines_by names the groups of --nines and of --choose_by worst_group: give one of them")
-    if rounds and trained:
-        raise ValueError("--shrink_from has no use for a seed search: leave out --trial_seeds")
     plan, spent = None, 0
-    for stage, parts in [*((trial, []) for trial in rounds), *steps, (settings, [])]:
+    alone = [(run, [], run.seeds) for run in (*rounds, settings)]
+    stages = [*alone[:-1], *steps, alone[-1]]
+    if len(stages) > 1:
+        print(f"drawing the problems of {len(stages)} stages")
+    for stage, parts, starts in stages:
         dev = plan.workload.dev if plan else None
         before, plan = plan, plan_run(stage, device, spent=spent, dev=dev, parts=parts)
-        plan.trial = before
+        plan.trial, plan.starts = before, starts
         if before:  # easy problems come first only
             plan.workload.shares = dataclasses.replace(plan.workload.shares, zeros=0.0)
         elif trained:
-            _fill(plan, list(SideBySide([trained]).seeds))
+            _fill(plan, [(settings.seed, SideBySide([trained]).seeds[0])])
         spent = plan.described["capacity_used"]
     assert plan is not None
     return plan
@@ -100,7 +105,7 @@ def shrink_steps(settings: AdderTraining, trained: LlamaConfig | None = None) ->
     trained again.
     """
     if not settings.shrink:
-        for name in ("shrink_from", "shrink_lr", "shrink_batch_size", "shrink_choices"):
+        for name in ("shrink_from", "shrink_lr", "shrink_batch_size", "shrink_choices", "shrink_parents"):
             if getattr(settings, name):
                 raise ValueError(f"--{name} belongs to shrinking: give --shrink as well")
         return []
@@ -108,7 +113,7 @@ def shrink_steps(settings: AdderTraining, trained: LlamaConfig | None = None) ->
         raise ValueError("--shrink ends with one model in the batched layout: leave out --seeds and --plain")
     shapes = [_numbers(text, "shrink", "WIDTH:FFN:EXAMPLES", "6:4:20000000") for text in settings.shrink]
     lr, batch_size = settings.shrink_lr or settings.lr, settings.shrink_batch_size or settings.batch_size
-    steps, large = [], None
+    steps, large, starts = [], None, 1 if trained else settings.shrink_parents or 1
     if trained:
         large = dataclasses.replace(settings, dim=trained.dim, hidden_dim=trained.ffn_dim)
         if config_of(large) != trained:
@@ -116,10 +121,13 @@ def shrink_steps(settings: AdderTraining, trained: LlamaConfig | None = None) ->
     for index, (dim, hidden_dim, examples) in enumerate(shapes, start=1):
         small = dataclasses.replace(settings, dim=dim, hidden_dim=hidden_dim)
         parts = choices(config_of(large), config_of(small)) if large else []
-        trained_choices = min(len(parts), settings.shrink_choices or len(parts))
-        options = {"seeds": trained_choices or 1, "examples": examples, "lr": lr, "batch_size": batch_size}
-        steps.append((_stage(large or small, "shrink", index, **options), parts))
-        large = small
+        made = starts * max(1, len(parts))
+        if made > MOST:
+            raise ValueError(f"--shrink would try {made:,} choices in one step: at most {MOST} can be compared")
+        seeds = min(made, settings.shrink_choices or made) if parts else made
+        options = {"seeds": seeds, "examples": examples, "lr": lr, "batch_size": batch_size}
+        steps.append((_stage(large or small, "shrink", index, **options), parts, starts))
+        large, starts = small, min(seeds, settings.shrink_parents or 1)
     if large and (large.dim, large.hidden_dim) != (settings.dim, settings.hidden_dim):
         raise ValueError("--shrink must end with the shape of the run, its --dim and --hidden_dim")
     return steps
@@ -149,7 +157,7 @@ def _stage(settings: AdderTraining, kind: str, index: int, **changes) -> AdderTr
         settings, epochs=1, save_dir=str(Path(settings.save_dir) / folder), no_data_files=True, stop_when_perfect=False,
         nines_end=None, hard=hard, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None,
         trial_rounds=[], shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None, shrink_choices=None,
-        **changes,
+        shrink_parents=None, **changes,
     )  # fmt: skip
 
 
@@ -159,12 +167,12 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
     A resumed run keeps its own weights. Returns the stage's results; `before` holds those of the earlier ones.
     """
     before = {"before": run_stages(stage, stage.trial)} if stage.trial else {}
-    count = 1 if plan.parts else len(plan.seeds)
-    shape = f"{stage.config.dim}:{stage.config.ffn_dim}"
+    count, shape = plan.starts, f"{stage.config.dim}:{stage.config.ffn_dim}"
+    goes_on = "the best continues" if count == 1 else f"the best {count} continue"
     if stage.parts:
-        what = f"shrinking {shape}: one of {len(stage.parts)} parts goes in each model, then the best continues"
+        what = f"shrinking {shape}: a part goes in each of {len(stage.parts)} models, then {goes_on}"
     else:
-        what = f"{len(stage.seeds)} seeds on {stage.examples:,} examples each, then the best {count} continue"
+        what = f"{len(stage.seeds)} seeds on {stage.examples:,} examples each, then {goes_on}"
     print(what if stage.parts else f"seed search: {what}" if len(stage.seeds) > 1 else f"training {shape}")
     stage.begin()
     progress = stage.trainer.fit()
@@ -176,11 +184,10 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
     accuracies = last.get("seed_accuracies", [last["accuracy"]])
     best = _smallest(losses, count)
     went_on = [stage.seeds[index] for index in best]
-    plan.seeds = went_on * len(plan.seeds) if plan.parts else went_on
     for index in best:
         name = f"without {stage.parts[index]} the model" if stage.parts else f"seed {stage.seeds[index]}"
         print(f"{name} continues from dev accuracy {accuracies[index]:.4f}")
-    _fill(plan, [_flat(stage, index, plan) for index in best])
+    _fill(plan, [(stage.seeds[index], _flat(stage, index, plan)) for index in best])
     minutes = progress.seconds / 60 + (before["before"]["minutes"] if before else 0)  # of all stages up to this one
     results = {"seed_accuracies": accuracies, "went_on": went_on, "minutes": round(minutes, 2)}
     faded = {"faded": str(stage.parts[best[0]])} if stage.parts else {}
@@ -188,27 +195,32 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
 
 
 @torch.no_grad()
-def _fill(plan: TrainingPlan, states: list[Tensor]) -> None:
-    """Copies flat parameters into the models of `plan`, one after another and from the start where there are fewer.
+def _fill(plan: TrainingPlan, starts: list[tuple[int, Tensor]]) -> None:
+    """Fills the models of `plan` with flat parameters, each with its seed; a resumed run keeps its own weights.
 
-    A resumed run keeps its own weights. With more parts than models, the parts that the first state misses least stay.
+    With parts to fade, a model is one of the starts with one of the parts: if there are more such pairs than models,
+    those that raise the loss least.
     """
     models = plan.trainer.model.seeds
-    if len(plan.parts) > len(models):
-        least = _smallest(_losses_without(plan, states[0]), len(models))
-        plan.parts = [plan.parts[index] for index in sorted(least)]
+    if plan.parts:
+        made = list(itertools.product(starts, plan.parts))
+        if len(made) > len(models):
+            losses = _losses_without(plan, [(state, part) for (_, state), part in made])
+            made = [made[index] for index in sorted(_smallest(losses, len(models)))]
+        starts, plan.parts = [start for start, _ in made], [part for _, part in made]
+    plan.seeds = [seed for seed, _ in starts]
     if not plan.resumed:
-        for parameters, state in zip(models, itertools.cycle(states)):
+        for parameters, (_, state) in zip(models, starts, strict=True):
             parameters.copy_(state)
 
 
 @torch.no_grad()
-def _losses_without(plan: TrainingPlan, state: Tensor) -> list[float]:
-    """Dev loss of the model at once without each part of `plan`, on the first of the dev problems."""
-    model = SideBySide([Llama(plan.config) for _ in plan.parts]).to(state.device)
-    for parameters in model.seeds:
+def _losses_without(plan: TrainingPlan, made: list[tuple[Tensor, Part]]) -> list[float]:
+    """Dev loss of every flat model at once without its part, on the first of the dev problems."""
+    model = SideBySide([Llama(plan.config) for _ in made]).to(made[0][0].device)
+    for parameters, (state, _) in zip(model.seeds, made, strict=True):
         parameters.copy_(state)
-    Fading(list(model.seeds), plan.parts, model.shapes)(1, 1)
+    Fading(list(model.seeds), [part for _, part in made], model.shapes)(1, 1)
     return measure(model, plan.workload.dev.at(slice(FIRST_LOOK)))[0]
 
 
