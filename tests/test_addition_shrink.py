@@ -12,6 +12,7 @@ import torch
 from config import LlamaConfig
 from engine.io.checkpoint import load_plain
 from llama import Llama
+from tasks.addition import stages
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.problems import read_problems
 from tasks.addition.shrink import Fading, Feature, Part, Units, choices
@@ -139,8 +140,13 @@ def test_only_the_choices_that_hurt_least_are_trained(train, tmp_path):
         state = flat(models[least[0]])
 
 
-def test_the_best_models_of_a_step_are_the_parents_of_the_next(train, tmp_path):
-    """Two of three seeds go on. Of their six pairs with a unit, then of ten with a feature, four are trained."""
+@pytest.mark.parametrize("near", [10.0, 0.0], ids=["parents that are as good", "a worse parent"])
+def test_the_best_models_of_a_step_are_the_parents_of_the_next(train, tmp_path, monkeypatch, near):
+    """Two of three seeds go on. Of their six pairs with a unit, then of ten with a feature, four are trained.
+
+    Those of a worse parent, here of any but the best, come last.
+    """
+    monkeypatch.setattr(stages, "NEAR", near)
     search = ["--trial_seeds", "3", "--trial_examples", "100"]
     assert train(*SHRINK, *search, "--lr", "0", "--shrink_parents", "2", "--shrink_choices", "4") == 0
     dev = Problems.of(*read_problems(tmp_path / "data" / "addition_dev.txt"))
@@ -149,14 +155,15 @@ def test_the_best_models_of_a_step_are_the_parents_of_the_next(train, tmp_path):
     assert len(states) == len(losses) == 2 and losses == sorted(losses)
     for small, folder in (({"hidden_dim": 2}, "shrink_2"), ({"dim": 4}, "shrink_3")):
         large, config = config, dataclasses.replace(config, **small)
-        made = [without(part, state, large, config) for state in states for part in choices(large, config)]
+        parts = choices(large, config)
+        made = [without(part, state, large, config) for state in states for part in parts]
         losses = [measure(model, dev)[0][0] for _, model in made]
-        least = sorted(range(len(made)), key=losses.__getitem__)
+        least = sorted(range(len(made)), key=lambda index: (index >= len(parts) and not near, losses[index]))
         runs = load_plain(tmp_path / "run" / folder / "last.pt")["model"]
         assert len(runs) == 4 < len(made)
         for place, index in enumerate(sorted(least[:4])):
             torch.testing.assert_close(runs[f"seeds.{place}"], made[index][0], rtol=0, atol=1e-6)
-        states = [flat(made[index][1]) for index in least[:2]]
+        states = [flat(made[index][1]) for index in sorted(least[:4], key=losses.__getitem__)[:2]]
     torch.testing.assert_close(
         load_plain(tmp_path / "run" / "last.pt")["model"]["seeds.0"], states[0], rtol=0, atol=1e-6
     )

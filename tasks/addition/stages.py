@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from tasks.addition.workload import measure
 from tasks.settings import rate
 
 FIRST_LOOK = 512  # dev problems that say which parts are worth training without
+NEAR = 0.02  # nats above the best parent's loss: within them another parent counts as equally good
 
 Stage = tuple[AdderTraining, Sequence[Part], int]  # a run, its choices, and how many models it starts from
 
@@ -66,7 +68,7 @@ def plan_training(settings: AdderTraining, device: torch.device) -> TrainingPlan
         if before:  # easy problems come first only
             plan.workload.shares = dataclasses.replace(plan.workload.shares, zeros=0.0)
         elif trained:
-            _fill(plan, [(settings.seed, SideBySide([trained]).seeds[0])])
+            _fill(plan, [Start(settings.seed, SideBySide([trained]).seeds[0])])
         spent = plan.described["capacity_used"]
     assert plan is not None
     return plan
@@ -187,44 +189,54 @@ def run_stages(plan: TrainingPlan, stage: TrainingPlan) -> dict:
     for index in best:
         name = f"without {stage.parts[index]} the model" if stage.parts else f"seed {stage.seeds[index]}"
         print(f"{name} continues from dev accuracy {accuracies[index]:.4f}")
-    _fill(plan, [(stage.seeds[index], _flat(stage, index, plan)) for index in best])
+    _fill(plan, [Start(stage.seeds[index], _flat(stage, index, plan), losses[index]) for index in best])
     minutes = progress.seconds / 60 + (before["before"]["minutes"] if before else 0)  # of all stages up to this one
     results = {"seed_accuracies": accuracies, "went_on": went_on, "minutes": round(minutes, 2)}
     faded = {"faded": str(stage.parts[best[0]])} if stage.parts else {}
     return results | faded | before
 
 
-@torch.no_grad()
-def _fill(plan: TrainingPlan, starts: list[tuple[int, Tensor]]) -> None:
-    """Fills the models of `plan` with flat parameters, each with its seed; a resumed run keeps its own weights.
+@dataclass(frozen=True)
+class Start:
+    """A model that goes on: the seed it came from, its flat parameters, and the loss by which it was chosen."""
 
-    With parts to fade, a model is one of the starts with one of the parts: if there are more such pairs than models,
-    those that raise the loss least.
+    seed: int
+    state: Tensor
+    loss: float = 0.0
+
+
+@torch.no_grad()
+def _fill(plan: TrainingPlan, starts: list[Start]) -> None:
+    """Fills the models of `plan`, each with one of the starts; a resumed run keeps its own weights.
+
+    With parts to fade, a model is one of the starts with one of the parts. If there are more such pairs than models,
+    those of the best starts come first (those within `NEAR`), and among them those that raise the loss least.
     """
     models = plan.trainer.model.seeds
     if plan.parts:
         made = list(itertools.product(starts, plan.parts))
         if len(made) > len(models):
-            losses = _losses_without(plan, [(state, part) for (_, state), part in made])
-            made = [made[index] for index in sorted(_smallest(losses, len(models)))]
+            worse = [start.loss > min(other.loss for other in starts) + NEAR for start, _ in made]
+            keys = list(zip(worse, _losses_without(plan, made), strict=True))
+            made = [made[index] for index in sorted(_smallest(keys, len(models)))]
         starts, plan.parts = [start for start, _ in made], [part for _, part in made]
-    plan.seeds = [seed for seed, _ in starts]
+    plan.seeds = [start.seed for start in starts]
     if not plan.resumed:
-        for parameters, (_, state) in zip(models, starts, strict=True):
-            parameters.copy_(state)
+        for parameters, start in zip(models, starts, strict=True):
+            parameters.copy_(start.state)
 
 
 @torch.no_grad()
-def _losses_without(plan: TrainingPlan, made: list[tuple[Tensor, Part]]) -> list[float]:
-    """Dev loss of every flat model at once without its part, on the first of the dev problems."""
-    model = SideBySide([Llama(plan.config) for _ in made]).to(made[0][0].device)
-    for parameters, (state, _) in zip(model.seeds, made, strict=True):
-        parameters.copy_(state)
+def _losses_without(plan: TrainingPlan, made: list[tuple[Start, Part]]) -> list[float]:
+    """Dev loss of every model at once without its part, on the first of the dev problems."""
+    model = SideBySide([Llama(plan.config) for _ in made]).to(made[0][0].state.device)
+    for parameters, (start, _) in zip(model.seeds, made, strict=True):
+        parameters.copy_(start.state)
     Fading(list(model.seeds), [part for _, part in made], model.shapes)(1, 1)
     return measure(model, plan.workload.dev.at(slice(FIRST_LOOK)))[0]
 
 
-def _smallest(losses: list[float], count: int) -> list[int]:
+def _smallest(losses: Sequence, count: int) -> list[int]:
     """The indices of the `count` smallest losses, the smallest first."""
     return sorted(range(len(losses)), key=losses.__getitem__)[:count]
 
