@@ -6,6 +6,7 @@ import math
 import statistics
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -301,6 +302,21 @@ def test_hard_problems_are_those_of_the_smallest_margins(monkeypatch):
     from_hard = batches.order < 0
     assert torch.equal(read[~from_hard], batches.order[~from_hard].long())
     assert torch.equal(read[from_hard], workload.hard[-1 - batches.order[from_hard].long()])
+
+
+def test_half_of_a_look_for_hard_problems_is_at_long_carries(monkeypatch):
+    """Of 60,000 problems 2,400 are looked at, and so nearly all of the longest chains, a few dozen."""
+    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 2400)
+    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    fast, drawn, looked = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(60_000, 5)), []
+    shares = Shares(hard=0.5, nines=0.5, nines_by="carry")
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=shares)
+    workload.margins_of = lambda model, a, b: looked.append(Problems.of(a.numpy(), b.numpy())) or torch.zeros(len(a))
+    workload.look_for_hard(fast)
+    seen = torch.from_numpy(np.isin(drawn.numbers(), np.concatenate([part.numbers() for part in looked])))
+    rare = torch.cat(travelling(drawn, "carry")[4:]).long()
+    assert len(rare) < 100 and seen[rare].float().mean() > 0.9
+    assert 1200 < int(seen.sum()) < 2420
 
 
 def test_the_worst_group_is_the_one_of_largest_loss_by_the_plain_model():

@@ -148,11 +148,15 @@ class AdditionWorkload:
     def look_for_hard(self, model: Model) -> None:
         """Fills `hard` with the smallest margins among itself and random training problems: hard-example mining.
 
-        Every look draws others, so that the rarest mistakes gather over the run. The batches read from now on have them
-        (Shrivastava et al. 2016, over a pool).
+        Every look draws others, so that the rarest mistakes gather over the run; with groups of long carries half of
+        them come from there. The batches read from now on have them (Shrivastava et al. 2016, over a pool).
         """
         looks = self.tensors["looks"]
-        drawn = torch.randint(len(self.training), (CANDIDATES,), generator=_generator(self.seed * 1000 + int(looks)))
+        generator = _generator(self.seed * 1000 + int(looks))
+        drawn = torch.randint(len(self.training), (CANDIDATES,), generator=generator)
+        for index, group in enumerate(self.travelling):
+            part = drawn[index :: 2 * len(self.travelling)]
+            part.copy_(group[torch.randint(len(group), (len(part),), generator=generator)])
         drawn = torch.cat([self.hard, drawn]).unique()
         margins = []
         for part in drawn.split(MARGIN_BATCH):
