@@ -1,0 +1,74 @@
+"""Hard problems: where they are looked for, that they are trained on, and that mistakes among them count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.addition.batched_model import SideBySide, answer_targets, problem_tokens
+from tasks.addition.problems import sample_problems
+from tasks.addition.testing import load_adder
+from tasks.addition.workload import AdditionWorkload, Problems, Shares, answer_logits, travelling
+from tests.test_addition_fast import models
+from tests.tiny import ROOT
+
+
+def test_hard_problems_are_those_of_the_smallest_margins(monkeypatch):
+    """Against a look at every problem one by one; half of the examples come from them, as they are when read."""
+    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 1024)
+    monkeypatch.setattr("tasks.addition.workload.HARD", 64)
+    fast, drawn = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(3000, 5))
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=Shares(hard=0.5))
+    batches, before = workload.epoch(0), workload.hard.clone()
+    assert set(batches.order[batches.order < 0].tolist()) <= set(range(-64, 0))
+    assert (batches.order < 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    workload.evaluate(fast)
+    drawn_now = torch.randint(3000, (1024,), generator=torch.Generator().manual_seed(0))
+    drawn_now = torch.tensor(sorted(set(drawn_now.tolist() + before.tolist())))
+    margins = []
+    for place in drawn_now.tolist():
+        a, b = drawn.a[place : place + 1].long(), drawn.b[place : place + 1].long()
+        logits, tokens = answer_logits(fast, a, b)[0, :, :, 0].detach(), problem_tokens(a, b)
+        leads = []
+        for at in range(6 if int(a + b) >= 10000 else 5):
+            target = int(answer_targets(tokens)[at, 0])
+            others = torch.cat([logits[:target, at], logits[target + 1 :, at]])
+            leads.append(float(logits[target, at] - others.max()))
+        margins.append(min(leads))
+    smallest = sorted(range(len(drawn_now)), key=margins.__getitem__)[:64]
+    assert sorted(workload.hard.tolist()) == sorted(drawn_now[smallest].tolist())
+    assert not torch.equal(workload.hard, before) and int(workload.tensors["looks"]) == 1
+    read = torch.cat(list(batches))
+    from_hard = batches.order < 0
+    assert torch.equal(read[~from_hard], batches.order[~from_hard].long())
+    assert torch.equal(read[from_hard], workload.hard[-1 - batches.order[from_hard].long()])
+
+
+def test_half_of_a_look_for_hard_problems_is_at_long_carries(monkeypatch):
+    """Of 60,000 problems 2,400 are looked at, and so nearly all of the longest chains, a few dozen."""
+    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 2400)
+    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    fast, drawn, looked = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(60_000, 5)), []
+    shares = Shares(hard=0.5, nines=0.5, nines_by="carry")
+    workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=shares)
+    workload.margins_of = lambda model, a, b: looked.append(Problems.of(a.numpy(), b.numpy())) or torch.zeros(len(a))
+    workload.look_for_hard(fast)
+    seen = torch.from_numpy(np.isin(drawn.numbers(), np.concatenate([part.numbers() for part in looked])))
+    rare = torch.cat(travelling(drawn, "carry")[4:]).long()
+    assert len(rare) < 100 and seen[rare].float().mean() > 0.9
+    assert 1200 < int(seen.sum()) < 2420
+
+
+def test_a_mistake_among_the_problems_looked_at_counts_before_the_loss(monkeypatch):
+    """A model that is right on dev is not the best while it errs on one of the training problems looked at."""
+    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    best = load_adder(ROOT / "addition_models" / "best_model" / "best_model.pth", torch.device("cpu"))
+    drawn, leads = Problems.of(*sample_problems(300, 5)), torch.ones(2**20)
+    workload = AdditionWorkload(SideBySide([best]), drawn, drawn, 16, 1, 300, seed=0, shares=Shares(hard=0.5))
+    workload.margins_of = lambda model, a, b: leads[: len(a)]
+    right = workload.evaluate(SideBySide([best]))
+    leads[:2] = -1
+    wrong = workload.evaluate(SideBySide([best]))
+    assert right["score"] == 1 / (1 + right["held_out_loss"]) and "wrong_looked_at" not in right
+    assert wrong["wrong_looked_at"] == 2 and wrong["score"] == -2 - wrong["held_out_loss"] < 0
