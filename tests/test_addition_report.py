@@ -55,7 +55,7 @@ def test_the_picture_names_every_ablation_and_no_colour_comes_twice():
     assert sorted(names[0]) == sorted(adder.name for adder in adders)
     assert sorted(names[1]) == sorted([*names[0], *public])
     stars = [line for line in axes[1].lines if line.get_marker() == "*"]
-    assert len(stars) == 1 and stars[0].get_xydata().tolist() == [[462.0, 1.0]]
+    assert len(stars) == 1 and stars[0].get_xydata().tolist() == [[385.0, 1.0]]
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -82,71 +82,87 @@ def test_heads_are_drawn_and_a_figure_without_a_name_is_refused(tmp_path, capsys
     assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_without_its_carrying_head_every_digit_of_the_best_model_has_a_carry():
+def test_without_its_carrying_head_wrong_digits_of_the_best_model_are_off_by_one():
     """As docs/addition.md tells it; and the model is as before afterwards."""
     model = load_adder(BEST, torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(2000, 1))
     a, b = a[a + b >= 10000], b[a + b >= 10000]
     alone, large, carried, small = addition_report.digits_without(model, 1, 0, a, b)
-    assert alone < 0.05 and alone + large > 0.98 and carried > 0.95 and carried + small > 0.99
+    assert alone + large > 0.99 and carried + small > 0.99 and 0.5 < large + small < 1.5
+    length = addition_report.digits_without(model, 0, 1, a, b)
+    assert length == (1.0, 0.0, 1.0, 0.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_averaged_part_says_the_same_in_every_problem():
+    """The mean over the problems, by hand: with one problem nothing changes, with two both have the same output."""
+    model = load_adder(BEST, torch.device("cpu"))
+    matrix = model.layers[0].attention.compute_output
+    inputs = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), addition_report.averaged(matrix, slice(0, 4)):
+        alone, both = matrix(inputs[:1]), matrix(inputs)
+    mean = torch.cat([inputs[..., :4].mean(dim=0).expand(2, 3, 4), inputs[..., 4:]], dim=-1)
+    torch.testing.assert_close(alone, matrix(inputs[:1]), rtol=0, atol=0)
+    torch.testing.assert_close(both, mean @ matrix.weight.T, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
-def switched_off() -> dict[str, dict[str, float]]:
+def without() -> dict[str, dict[str, float]]:
     """Part -> kind of token -> share that stays right, on problems that the figure does not use."""
     model = load_adder(BEST, torch.device("cpu"))
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(1500, 2))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows = {name: addition_report.without(model, weight, columns, a, b) for name, weight, columns in
-            addition_report.parts(model)}  # fmt: skip
-    rows["nothing"] = addition_report.outcomes(model, a, b)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    rows = {"nothing": addition_report.outcomes(model, a, b)}
+    for name, matrix, columns in addition_report.parts(model):
+        with addition_report.averaged(matrix, columns):
+            rows[name] = addition_report.outcomes(model, a, b)
     return {name: dict(zip(addition_report.OUTCOMES, shares, strict=True)) for name, shares in rows.items()}
 
 
-def test_each_part_of_the_best_model_does_what_docs_addition_says(switched_off):
-    off = switched_off
-    assert len(off) == 1 + 2 * (2 + 1) and set(off["nothing"].values()) == {1.0}
-    columns, length, unit_1 = off["layer 1, head 2"], off["layer 1, head 1"], off["layer 1, unit 1"]
-    assert columns["all digits"] < 0.15 and columns["end after 5"] > 0.9
-    assert length["all digits"] < 0.15 and max(length["end after 4"], length["end after 5"]) < 0.15
-    assert unit_1["digit, carry in"] < 0.1 < 0.3 < unit_1["digit, no carry in"] < 0.5
-    fetch, carry, unit_2 = off["layer 2, head 2"], off["layer 2, head 1"], off["layer 2, unit 1"]
-    assert fetch["all digits"] < 0.15 and fetch["end after 4"] > 0.99
-    assert carry["digit, no carry in"] < 0.1 and carry["digit, carry in"] > 0.9
-    assert max(carry["leading 1"], carry["end after 4"]) < 0.01 and carry["end after 5"] > 0.99
-    assert unit_1["end after 4"] > 0.99 and unit_1["leading 1"] < 0.5
-    assert unit_2["end after 4"] > 0.99 and max(unit_2["leading 1"], unit_2["end after 5"]) < 0.01
-    assert unit_2["all digits"] < 0.3
+def test_each_part_of_the_best_model_does_what_docs_addition_says(without):
+    assert len(without) == 1 + 2 * (2 + 1) and set(without["nothing"].values()) == {1.0}
+    columns, length, unit_1 = (without[f"layer 1, {part}"] for part in ("head 1", "head 2", "unit 1"))
+    assert columns["all digits"] < 0.15 and unit_1["all digits"] < 0.2
+    assert length["end after 4"] < 0.01 and min(length["end after 5"], length["leading 1"]) > 0.99
+    carry, fetch, unit_2 = (without[f"layer 2, {part}"] for part in ("head 1", "head 2", "unit 1"))
+    assert fetch["all digits"] < 0.15
+    assert 0.4 < carry["all digits"] < 0.6 and 0.4 < unit_2["all digits"] < 0.6
+    assert carry["leading 1"] > 0.9 and min(unit_2[name] for name in ("leading 1", "end after 4", "end after 5")) > 0.75
 
 
-def test_the_heads_of_the_best_model_look_where_docs_addition_says():
-    """b's digits at a's, `=` at both thousands digits; each answer position at its column, which the length moves."""
+@pytest.mark.parametrize("five", [True, False], ids=["five digits", "four digits"])
+def test_the_heads_of_the_best_model_look_where_docs_addition_says(five):
+    """b's digits at a's; each position of the answer at its column, which the length moves, and at the carry's."""
     model = load_adder(BEST, torch.device("cpu"))
-    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(200, 3))
-    column = {name: index for index, name in enumerate(addition_report.POSITION_NAMES)}
-    for five in (True, False):
-        rows = problem_tokens(a, b).T[(a + b >= 10000) == five][:60]
-        maps = torch.stack([attention_weights(model, row) for row in rows]).mean(dim=0)  # (layers, heads, 16, 16)
-        for place in range(4):
-            assert maps[0, 1, column[f"b{place}"], column[f"a{place}"]] > 0.9
-        halves = maps[0, 0, column["="]]
-        assert min(halves[column["a3"]], halves[column["b3"]]) > 0.4
-        fetched = ("b3", "b2", "b1", "b0") if five else ("b2", "b1", "b0")
-        for query, key in zip(("c4", "c3", "c2", "c1"), fetched, strict=False):
-            assert maps[1, 1, column[query], column[key]] > 0.9
-        right_of = ("b2", "b1", "b0", "start") if five else ("b1", "b0", "start")
-        for query, key in zip(("c4", "c3", "c2", "c1"), right_of, strict=False):
-            assert maps[1, 0, column[query], column[key]] > 0.75
-    assert maps[1, 0, column["="], column["b2"]] > 0.85  # of four-digit sums: does a carry reach the thousands?
+    a, b = (torch.from_numpy(numbers) for numbers in sample_problems(1000, 3))
+    a, b = a[(a + b >= 10000) == five][:300], b[(a + b >= 10000) == five][:300]
+    names = addition_report.POSITION_NAMES
+    maps = torch.stack([attention_weights(model, row) for row in problem_tokens(a, b).T])  # (n, layers, heads, 16, 16)
+    for place in range(4):
+        assert maps[:, 0, 0, names.index(f"b{place}"), names.index(f"a{place}")].min() > 0.9
+    fetched = {"=": 3, "c4": 3, "c3": 2, "c2": 1, "c1": 0} if five else {"=": 3, "c4": 2, "c3": 1, "c2": 0}
+    for query, column in fetched.items():
+        row = names.index(query)
+        assert maps[:, 1, 1, row, names.index(f"b{column}")].min() > 0.9
+        carries = [(int(x), int(y), maps[index, 1, 0, row]) for index, (x, y) in enumerate(zip(a, b, strict=True))]
+        right = [names[int(weights.argmax())] == names_of_carry(x, y, column) for x, y, weights in carries
+                 if names_of_carry(x, y, column)]  # fmt: skip
+        assert not right or sum(right) / len(right) > 0.98
 
 
-def test_the_best_model_was_shrunk_as_docs_addition_says():
-    """Sixteen choices in the first step, fifteen of them above 0.99, and the minutes of all steps and the run."""
+def names_of_carry(a: int, b: int, column: int) -> str:
+    """b's digit in the first column to the right that does not sum to nine; empty if there is none."""
+    for place in range(column - 1, -1, -1):
+        if a // 10**place % 10 + b // 10**place % 10 != 9:
+            return f"b{place}"
+    return ""
+
+
+def test_the_best_model_was_trained_as_docs_addition_says():
+    """The minutes of all stages and the run, and what became of the eight models of the step to FFN 1."""
     result = json.loads((BEST.parent / "training_config.json").read_text("utf-8"))["result"]
-    first = result["trial"]["before"]["before"]["seed_accuracies"]
-    assert len(first) == 16 and sum(accuracy > 0.99 for accuracy in first) == 15
-    page = (ROOT / "docs" / "addition.md").read_text("utf-8")
+    page = " ".join((ROOT / "docs" / "addition.md").read_text("utf-8").split())
     assert f"{result['minutes'] + result['trial']['minutes']:.0f} minutes on one AMD core" in page
+    log = (BEST.parent / "shrink_4" / "log.jsonl").read_text("utf-8").splitlines()
+    ends = [record for record in map(json.loads, log) if "seed_accuracies" in record][-1]["seed_accuracies"]
+    assert len(ends) == 8 and f"between {min(ends):.2f} and {max(ends):.4f} of the dev problems" in page

@@ -12,10 +12,12 @@ from engine import start
 start.begin(__name__)
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.io.files import check_writable, read_json_object
 from engine.train import run_log
@@ -125,25 +127,22 @@ def draw_heads(model: Llama, out: Path) -> None:
         for head in range(model.config.n_heads):
             without, large, carried, small = digits_without(model, layer, head, a, b)
             print(
-                f"layer {layer + 1}, head {head + 1} off: digits right where no carry comes in {without:.3f}, one too "
-                f"large {large:.3f}; right where one does {carried:.3f}, one too small {small:.3f}"
+                f"layer {layer + 1}, head {head + 1} averaged: digits right where no carry comes in {without:.3f}, one "
+                f"too large {large:.3f}; right where one does {carried:.3f}, one too small {small:.3f}"
             )
 
 
 @torch.no_grad()
 def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) -> tuple[float, ...]:
-    """What goes wrong with one head switched off: its columns of the output matrix are zero during the test.
+    """What goes wrong while one head is `averaged`.
 
     Shares of the digits c3, c2 and c1 of five-digit sums a + b, with a and b (batch,) int64: of those without an
     incoming carry the right ones and those that are one too large, of those with one the right ones and those that are
     one too small.
     """
-    weight, size = model.layers[layer].attention.compute_output.weight, model.config.head_dim
-    columns = weight[:, head * size : (head + 1) * size]
-    kept = columns.clone()
-    columns.zero_()
-    given = answer_logits(model, a, b)[0].argmax(dim=0)[1:4]  # (3, batch)
-    columns.copy_(kept)
+    size = model.config.head_dim
+    with averaged(model.layers[layer].attention.compute_output, slice(head * size, (head + 1) * size)):
+        given = answer_logits(model, a, b)[0].argmax(dim=0)[1:4]  # (3, batch)
     short = (answer_targets(problem_tokens(a, b))[1:4] - given) % 10
     carried = torch.stack([(a % 10**place + b % 10**place) >= 10**place for place in (3, 2, 1)])
     right = short == 0
@@ -151,40 +150,51 @@ def digits_without(model: Llama, layer: int, head: int, a: Tensor, b: Tensor) ->
     return tuple(float(share.double().mean()) for share in shares)
 
 
+@contextmanager
+def averaged(matrix: nn.Module, columns: slice) -> Iterator[None]:
+    """Within it the inputs (batch, positions, features) at `columns` are their means over the batch at each position.
+
+    So the head or unit that writes them says the same whatever the problem (mean ablation; Wang et al. 2022). Zero
+    instead would also take away what the rest relies on in every problem.
+    """
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        changed = inputs[0].clone()
+        changed[..., columns] = changed[..., columns].mean(dim=0)
+        return (changed,)
+
+    handle = matrix.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 OUTCOMES = ("all digits", "digit, no carry in", "digit, carry in", "leading 1", "end after 4", "end after 5")
 
 
 def draw_parts(model: Llama, out: Path) -> None:
-    """Draws, and prints, what stays right with each head and each unit of the feed-forwards switched off."""
+    """Draws, and prints, what stays right while each head and each unit of the feed-forwards is `averaged`."""
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(3000, 7))
-    rows = {"nothing off": outcomes(model, a, b)}
-    for name, weight, columns in parts(model):
-        rows[name] = without(model, weight, columns, a, b)
+    rows = {"all as trained": outcomes(model, a, b)}
+    for name, matrix, columns in parts(model):
+        with averaged(matrix, columns):
+            rows[name] = outcomes(model, a, b)
     for name, shares in rows.items():
         print(f"{name}: " + ", ".join(f"{label} {share:.2f}" for label, share in zip(OUTCOMES, shares, strict=True)))
     plots.shares_table(list(rows.values()), list(rows), OUTCOMES, out)
 
 
-def parts(model: Llama) -> list[tuple[str, Tensor, slice]]:
+def parts(model: Llama) -> list[tuple[str, nn.Module, slice]]:
     """Every head and unit: its name, the matrix that adds its output to the residual stream, and its columns there."""
     entries, size = [], model.config.head_dim
     for index, layer in enumerate(model.layers, 1):
-        attention, feed_forward = layer.attention.compute_output.weight, layer.feed_forward.w2.weight
+        attention, feed_forward = layer.attention.compute_output, layer.feed_forward.w2
         for head in range(model.config.n_heads):
             entries.append((f"layer {index}, head {head + 1}", attention, slice(head * size, (head + 1) * size)))
         for unit in range(model.config.ffn_dim):
             entries.append((f"layer {index}, unit {unit + 1}", feed_forward, slice(unit, unit + 1)))
     return entries
-
-
-@torch.no_grad()
-def without(model: Llama, weight: Tensor, columns: slice, a: Tensor, b: Tensor) -> list[float]:
-    """`outcomes` while these columns of a weight are zero; the weight is as before afterwards."""
-    kept = weight[:, columns].clone()
-    weight[:, columns] = 0.0
-    shares = outcomes(model, a, b)
-    weight[:, columns] = kept
-    return shares
 
 
 @torch.no_grad()
