@@ -4,8 +4,8 @@
 
 The first is the share of right answers on 30,000 problems. The second is the share among those whose tens and hundreds
 sum to nine, through which a carry travels: docs/addition.md says why it matters. The settings change a search with 952
-parameters; "by carry, in 0.5" is the first round of `recipes/adder_570.toml`. A setting whose folder has a result is
-not trained again.
+parameters; "by carry, in 0.5, feed-forward of 4" is the first round of `recipes/adder_570.toml`, with a third of its
+seeds. A setting whose folder has a result is not trained again.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ KEPT = (
     "n_layers", "n_heads", "n_kv_heads", "head_dim", "rope_theta", "init_std", "optimizer", "schedule", "warmup_steps",
     "max_grad_norm", "dev_examples", "zeros",
 )  # fmt: skip
-USUAL = {"nines": 0.7, "nines_by": "count"}  # of every setting that does not say otherwise
+USUAL = {"dim": 8, "hidden_dim": 8, "nines": 0.7, "nines_by": "count"}  # of every setting that does not say otherwise
 SETTINGS = {
     "nothing": {},
     "by carry": {"nines_by": "carry"},
     "by carry, in 0.5": {"nines_by": "carry", "nines": 0.5},
+    "by carry, in 0.5, feed-forward of 4": {"nines_by": "carry", "nines": 0.5, "hidden_dim": 4},
     "by carry, in 0.5, width 6": {"nines_by": "carry", "nines": 0.5, "dim": 6},
     "by carry, twice the examples": {"nines_by": "carry", "examples": 4_096_000},
     "four times the examples": {"examples": 8_192_000},
@@ -55,10 +56,9 @@ SETTINGS = {
 
 
 def search_flags(recipe: dict) -> dict:
-    """The flags of a run that is the recipe's seed search alone, from another first seed."""
-    dim, hidden_dim, _ = recipe["shrink"][0].split(":")
-    searched = {name: recipe[f"trial_{name}"] for name in ("seeds", "examples", "lr", "batch_size")}
-    once = {"dim": dim, "hidden_dim": hidden_dim, "seed": 0, "epochs": 1, "evaluate_every": 8000, "save_every": 8000}
+    """The flags of a run that is the first round of the recipe's seed search, with sixteen seeds from another first."""
+    searched = {name: recipe[f"trial_{name}"] for name in ("examples", "lr", "batch_size")}
+    once = {"seed": 0, "seeds": 16, "epochs": 1, "evaluate_every": 8000, "save_every": 8000}
     return {name: recipe[name] for name in KEPT} | USUAL | searched | once
 
 
