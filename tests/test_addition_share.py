@@ -51,7 +51,7 @@ def test_the_search_is_the_recipes():
     alone = cli.parse(PROGRAM, ["train", *own, "--no_data_files"])[1]
     whole = cli.parse(PROGRAM, ["train", "--recipe", str(ROOT / addition_search.RECIPE)])[1]
     shape = dataclasses.replace(whole, dim=alone.dim, hidden_dim=alone.hidden_dim)
-    stage, _ = search_rounds(shape)
+    stage, *_ = search_rounds(shape)
     may_differ = {"seed", "seeds", "evaluate_every", "save_every", "save_dir", "choose_by"}
     may_differ |= {"trial_rounds", "given", "recipe"}
     assert {name for name in vars(stage) if vars(stage)[name] != vars(alone)[name]} <= may_differ
