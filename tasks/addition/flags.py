@@ -128,8 +128,8 @@ class Shrinking(Settings):
         None, "problems per step on the way; by default --batch_size", type=positive, metavar="N"
     )
     shrink_choices: int | None = flag(
-        None, "train only the N choices of each step that raise the dev loss least at once; by default all",
-        type=positive, metavar="N",
+        None, "train only the N choices of each step that raise the dev loss least at once, those of a worse parent "
+        "last; by default all", type=positive, metavar="N",
     )  # fmt: skip
     shrink_parents: int | None = flag(
         None, "best models that continue from each step, and from the search; the next step chooses among the parts of "
@@ -170,7 +170,8 @@ class ProblemSettings(Settings):
         0.5, "--zeros falls linearly to none over this share of the run", type=above_zero, metavar="SHARE"
     )
     hard: float = flag(
-        0.0, "share of training examples that the model gets wrong or nearly wrong, found at every evaluation; not in "
+        0.0, "share of training examples that the model gets wrong or nearly wrong, looked for at every evaluation, half "
+        "of the look among the long carries of --nines; the weights with the fewest mistakes there are kept; not in "
         "stages of several models", type=share, metavar="SHARE",
     )  # fmt: skip
     no_data_files: bool = flag(False, "keep the problems in memory only")
