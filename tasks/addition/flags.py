@@ -170,9 +170,9 @@ class ProblemSettings(Settings):
         0.5, "--zeros falls linearly to none over this share of the run", type=above_zero, metavar="SHARE"
     )
     hard: float = flag(
-        0.0, "share of training examples that the model gets wrong or nearly wrong, looked for at every evaluation, half "
-        "of the look among the long carries of --nines; the weights with the fewest mistakes there are kept; not in "
-        "stages of several models", type=share, metavar="SHARE",
+        0.0, "share of training examples that the model gets wrong or nearly wrong, looked for at every evaluation, "
+        "half of the look among the long carries of --nines; the weights with the fewest mistakes there are kept; not "
+        "in stages of several models", type=share, metavar="SHARE",
     )  # fmt: skip
     no_data_files: bool = flag(False, "keep the problems in memory only")
     overwrite: bool = flag(False, "allow replacing a model that ships with the project")
