@@ -26,6 +26,27 @@ class Adder {
     return tokenizer.decode(digits);
   }
 
+  /* Sets what a head that is off gives: its outputs at each position, averaged over problems with their right answers
+     (mean ablation; Wang et al. 2022). All sums must have five digits. */
+  averageHeads(problems) {
+    const { model, tokenizer } = this,
+      { n_layers, n_heads, head_dim } = model.config;
+    model.averages.clear();
+    for (const [a, b] of problems) {
+      model.truncate(0);
+      for (const id of [...this.question(a, b), ...tokenizer.encode(String(a + b))]) model.feed(id);
+      for (let layer = 0; layer < n_layers; layer++) {
+        for (let head = 0; head < n_heads; head++) {
+          const key = `${layer}.${head}`,
+            sums = model.averages.get(key) ?? new Float64Array(model.length * head_dim);
+          for (let at = 0; at < model.length; at++) model.addValues(layer, head, at, sums, at * head_dim);
+          model.averages.set(key, sums);
+        }
+      }
+    }
+    for (const sums of model.averages.values()) sums.forEach((sum, i) => (sums[i] = sum / problems.length));
+  }
+
   /* For five-digit sums and the digits c3, c2, c1, given the right digits before each: of those where no carry comes in
      the shares that are right and one too large; where one does, those that are right and one too small. */
   carryReport(problems) {

@@ -8,6 +8,7 @@ class AdderView {
     const tokenizer = new Characters(characters);
     Object.assign(this, { model, tokenizer, heads, changed, adder: new Adder(model, tokenizer), digit: 0, seed: 1 });
     this.problems = sampleProblems(REPORTED, 7, true);
+    this.adder.averageHeads(this.problems);
     const { n_layers, n_heads, n_kv_heads, dim } = model.config;
     byId("adder-facts").textContent =
       `A Llama of ${model.parameters.toLocaleString("en")} parameters that adds two four-digit numbers, ` +

@@ -98,7 +98,8 @@ class Llama {
     this.output = config.tie_embeddings ? this.embedding : this.tensors.get("output.weight");
     this.layers = Array.from({ length: config.n_layers }, (_, layer) => this.layerTensors(layer));
     this.capacity = Math.min(config.max_seq_len, MOST_POSITIONS);
-    this.disabled = new Set(); // "layer.head" of heads that are switched off
+    this.disabled = new Set(); // "layer.head" of heads that are switched off: each gives its average instead
+    this.averages = new Map(); // of "layer.head": its outputs, averaged over many texts, position after position
     this.length = 0; // positions in the cache
     this.tokens = [];
     this.allocate();
@@ -204,21 +205,30 @@ class Llama {
     this.queries[layer].set(this.q, position * n_heads * head_dim);
     this.keys[layer].set(this.k, position * n_kv_heads * head_dim);
     this.values[layer].set(this.v, position * n_kv_heads * head_dim);
-    const values = this.values[layer],
-      stride = n_kv_heads * head_dim;
     this.attended.fill(0);
     for (let head = 0; head < n_heads; head++) {
-      if (this.disabled.has(`${layer}.${head}`)) continue;
-      const probabilities = this.attention(layer, head, position, this.scores);
-      const from = this.groupOf(head) * head_dim,
-        to = head * head_dim;
-      for (let key = 0; key <= position; key++) {
-        const weight = probabilities[key],
-          at = key * stride + from;
-        for (let i = 0; i < head_dim; i++) this.attended[to + i] += weight * values[at + i];
-      }
+      const to = head * head_dim,
+        key = `${layer}.${head}`;
+      if (this.disabled.has(key)) {
+        const from = position * head_dim;
+        this.attended.set(this.averages.get(key).subarray(from, from + head_dim), to);
+      } else this.addValues(layer, head, position, this.attended, to);
     }
     weights.output.multiply(this.attended, this.branch);
+  }
+
+  /* Adds one head's output, the values that it attends to at one position, to `out` from `to` on. */
+  addValues(layer, head, position, out, to) {
+    const { n_kv_heads, head_dim } = this.config,
+      stride = n_kv_heads * head_dim,
+      from = this.groupOf(head) * head_dim,
+      values = this.values[layer],
+      probabilities = this.attention(layer, head, position, this.scores);
+    for (let key = 0; key <= position; key++) {
+      const weight = probabilities[key],
+        at = key * stride + from;
+      for (let i = 0; i < head_dim; i++) out[to + i] += weight * values[at + i];
+    }
   }
 
   /* The key/value head that a query head shares with its group (Ainslie et al. 2023). */
