@@ -11,7 +11,7 @@ from config import LlamaConfig
 from llama import Llama
 from tasks.addition.batched_model import SideBySide
 from tasks.addition.flat_muon import FlatMuon
-from tasks.addition.native_step import NativeStep, supported
+from tasks.addition.native_step import PART, NativeStep, supported
 from tasks.addition.problems import sample_problems
 from tasks.addition.workload import measured, smallest_margins, summed_losses
 
@@ -52,7 +52,7 @@ def problems(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_losses_and_gradients_are_those_of_torch_in_float64(pair):
     model, native = pair
-    batch = problems(101)
+    batch = problems(2 * PART + 5)
     scale = torch.tensor([0.5, 2.0])
     losses = native.losses(model, *batch)
     model.zero_grad()
@@ -68,18 +68,19 @@ def test_losses_and_gradients_are_those_of_torch_in_float64(pair):
         assert (gradient - seed.grad).abs().max() < 3e-5 * largest
 
 
-def test_threads_that_share_a_batch_sum_to_the_same(pair):
+@pytest.mark.parametrize("n", [101, 2 * PART + 5])
+def test_any_number_of_threads_computes_the_same_bits(pair, n):
     model, native = pair
-    batch, threads = problems(101), native.threads
-    gradients, losses = [], []
-    for native.threads in (1, 6):  # of two models: a whole batch each, three parts each
-        model.zero_grad()
-        losses.append(native.losses(model, *batch))
-        losses[-1].sum().backward()
-        gradients.append(torch.stack([seed.grad.clone() for seed in model.seeds]))
+    a, b, weights = problems(n)
+    threads, found = native.threads, []
+    for native.threads in (1, 2, 5):
+        losses, gradients = native.gradients([seed.detach() for seed in model.seeds], (a, b, weights))
+        fast = copy.deepcopy(model)
+        optimizer = FlatMuon(fast.parameters(), fast.shapes, lr=1e-2)
+        updates = [optimizer.compiled_step(native, a, b, n) for _ in range(3)]
+        found.append((losses, gradients, torch.tensor(updates), torch.stack(list(fast.seeds))))
     native.threads = threads
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max()))
+    assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
 
 
 def test_right_answers_and_margins_are_those_of_torch(pair):
@@ -102,7 +103,7 @@ def test_the_compiled_update_is_backward_and_step_in_float64(pair):
     fast, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     options = {"lr": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.3, "clip_each": True}
     one, other = (FlatMuon(each.parameters(), each.shapes, **options) for each in (fast, exact))
-    a, b, _ = problems(64)
+    a, b, _ = problems(PART + 64)
     targets = 5 * len(a) + int((a + b >= 10000).sum())
     for step in range(5):
         for optimizer in (one, other):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,10 +56,9 @@ class FlatMuon(AdamW):
 
     @torch.no_grad()
     def compiled_step(self, native: NativeStep, a: Tensor, b: Tensor, targets: int) -> float:
-        """Gradient, clipping and update of every seed in one call of `native` each; returns the mean loss of the seeds.
+        """Gradient, clipping and update of every seed by `native`; returns the mean loss of the seeds.
 
-        Operands (n,) int64. The same as a backward pass and `step`, without their overhead: at this size one thread
-        with it is faster than several that share a batch.
+        Operands (n,) int64. The same as a backward pass and `step`, without their overhead.
         """
         group = self.param_groups[0]
         batch = a, b, torch.full((len(a),), 1.0 / targets)
@@ -75,6 +73,5 @@ class FlatMuon(AdamW):
         lr, beta1, beta2 = group["lr"], *group["betas"]
         size, decay = self._step_size(group, self.state[group["params"][0]]["step"]), lr * group["weight_decay"]
         rates = [size, group["eps"], beta1, beta2, group["max_grad_norm"] or 0.0, decay, MOMENTUM, SCALE * lr]
-        run = partial(native.update, batch=batch, rates=torch.tensor(rates))
-        losses = [run(jobs[0])] if len(jobs) == 1 else list(native.pool.map(run, jobs))
+        losses = native.updates(jobs, batch, torch.tensor(rates))
         return sum(losses) / len(losses)

@@ -255,6 +255,25 @@ extern "C" void adder_step(const R* w, const int64_t* a, const int64_t* b, const
       for (int l = 0; l < W; l++) grad[p] += g[p][l];
     }
 }
+// Weighted losses (models,) of several models, pointers to their parameters (P,), `stride` apart, on the same n problems,
+// and their gradients. A batch is divided into parts of `part` problems, whose gradients lie in (models, parts, P); each
+// model's sum over the parts ends in its first part. The order of the sums does not depend on the number of threads.
+extern "C" void adder_gradients(R* const* models, int stride, int count, const int64_t* a, const int64_t* b, const R* weights, int n, int part, int threads, R* gradients, double* losses) {
+  int parts = (n + part - 1) / part;
+  double* sums = new double[2 * count * parts];
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int job = 0; job < count * parts; job++) {
+    int start = job % parts * part, size = n - start < part ? n - start : part;
+    adder_step(models[job / parts * stride], a + start, b + start, weights + start, size, sums + 2 * job, gradients + (size_t)job * P, nullptr);
+  }
+  for (int m = 0; m < count; m++) {
+    R* total = gradients + (size_t)m * parts * P;
+    losses[m] = 0;
+    for (int i = 0; i < parts; i++) losses[m] += sums[2 * (m * parts + i)];
+    for (int i = 1; i < parts; i++) for (int p = 0; p < P; p++) total[p] += total[i * P + p];
+  }
+  delete[] sums;
+}
 // X <- a X + (b X X^T + c (X X^T)^2) X five times, X (ROWS, COLS) of norm 1 and no taller than wide
 template <int ROWS, int COLS> static void orthogonalise(R (*x)[COLS], const R* abc) {
   R square = 0;
@@ -289,12 +308,13 @@ static void move_matrices(R* w, const R* before, const R* g, R* momentum, const 
 #undef MUON
   }
 }
-// A whole update of one model with Muon: mean loss (its value is returned), clipping, AdamW, then Muon for the matrices.
-// `rates`: step size, eps, beta1, beta2, largest norm (0: none), decay, Muon's beta and rate.
-extern "C" double adder_update(R* w, R* mean, R* square, R* momentum, const int64_t* a, const int64_t* b, const R* weights, int n, const R* rates, const R* abc) {
-  static thread_local R g[P], before[P];
-  double sums[2], norm = 0;
-  adder_step(w, a, b, weights, n, sums, g, nullptr);
+// The update of one model with Muon from its gradient g (P,): clipping, AdamW, then Muon for the matrices.
+// `tensors`: parameters, AdamW's moments, Muon's momentum, each (P,). `rates`: step size, eps, beta1, beta2, largest norm
+// (0: none), decay, Muon's beta and rate.
+static void move(R* const* tensors, R* g, const R* rates, const R* abc) {
+  R *w = tensors[0], *mean = tensors[1], *square = tensors[2], *momentum = tensors[3];
+  static thread_local R before[P];
+  double norm = 0;
   for (int p = 0; p < P; p++) norm += (double)g[p] * g[p];
   double factor = rates[4] / (std::sqrt(norm) + 1e-6);
   R clip = rates[4] > 0 && factor < 1 ? factor : 1;
@@ -306,5 +326,11 @@ extern "C" double adder_update(R* w, R* mean, R* square, R* momentum, const int6
     w[p] = (w[p] - rates[0] * mean[p] / (std::sqrt(square[p]) + rates[1])) * (1 - rates[5]);
   }
   move_matrices(w, before, g, momentum, abc, rates[6], rates[7]);
-  return sums[0];
+}
+// Whole updates of several models on the same problems: `adder_gradients`, then `move` with four tensors of each.
+extern "C" void adder_updates(R* const* tensors, int count, const int64_t* a, const int64_t* b, const R* weights, int n, int part, int threads, R* gradients, double* losses, const R* rates, const R* abc) {
+  adder_gradients(tensors, 4, count, a, b, weights, n, part, threads, gradients, losses);
+  size_t apart = (size_t)((n + part - 1) / part) * P;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int m = 0; m < count; m++) move(tensors + 4 * m, gradients + m * apart, rates, abc);
 }

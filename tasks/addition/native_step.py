@@ -10,11 +10,13 @@ CPU; anything else (RMSNorm, a GPU, no C++ compiler) keeps the torch path.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +33,7 @@ SOURCE = Path(__file__).with_name("native_step.cpp")
 MATH = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffinite-math-only")
 FLAGS = ("-O3", "-march=native", *MATH, "-freciprocal-math", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 LARGEST = 64  # features up to which unrolled loops stay small
+PART = 256  # problems of a batch that one thread sums, whatever the number of threads
 
 
 def compiler() -> str | None:
@@ -78,26 +81,22 @@ class NativeStep:
         built_for = self.library.adder_setup(_pointer(order), *map(_pointer, tables), eps)
         if built_for != size or len(tables[0]) != POSITIONS:
             raise RuntimeError("the C++ step was compiled for another number of parameters")
-        self.library.adder_update.restype = ctypes.c_double
         self.size = size
         self.coefficients = torch.tensor(COEFFICIENTS)
         self.threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(self.threads)  # the library releases the GIL
 
     def run(
-        self, flat: Tensor, a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor | None = None,
-        margins: Tensor | None = None,
+        self, flat: Tensor, a: Tensor, b: Tensor, weights: Tensor, margins: Tensor | None = None
     ) -> tuple[float, float]:
         """Weighted sums of losses and right answers of one model, flat (parameters,), on problems a + b, each (n,).
 
-        Fills `gradient` (parameters,) and `margins` (n,), float32, where they are given.
-        """  # fmt: skip
+        Fills `margins` (n,), float32, if they are given.
+        """
         sums = torch.zeros(2, dtype=torch.float64)
         tensors = flat.detach(), a.long(), b.long(), weights.float()
         tensors = [tensor.contiguous() for tensor in tensors]
-        self.library.adder_step(
-            *map(_pointer, tensors), ctypes.c_int(len(a)), _pointer(sums), _pointer(gradient), _pointer(margins)
-        )
+        self.library.adder_step(*map(_pointer, tensors), ctypes.c_int(len(a)), _pointer(sums), None, _pointer(margins))
         return tuple(sums.tolist())
 
     def losses(self, model: SideBySide, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
@@ -117,14 +116,34 @@ class NativeStep:
         list(self.pool.map(lambda part: self.run(model.seeds[0], *part[:3], margins=part[3]), parts))
         return margins
 
-    def update(self, tensors: tuple[Tensor, ...], batch: tuple[Tensor, Tensor, Tensor], rates: Tensor) -> float:
-        """One update of a model with Muon; returns the weighted loss.
+    def gradients(self, models: Sequence[Tensor], batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Weighted losses (models,), float64, and gradients (models, P) of flat parameters (P,) each.
 
-        `tensors` are the parameters, AdamW's two moments and Muon's momentum, each (P,); a batch: a and b, (n,) int64,
-        and weights (n,). `adder_update` in the C++ file lists the rates.
+        A batch is a and b, (n,) int64, and weights (n,), float32. Threads share the models and the parts of a batch
+        longer than `PART`; the sums are the same for any number of threads.
         """
-        count, last = ctypes.c_int(len(batch[0])), (rates, self.coefficients)
-        return self.library.adder_update(*map(_pointer, (*tensors, *batch)), count, *map(_pointer, last))
+        arguments, gradients, losses = self._arguments(models, len(models), batch)
+        self.library.adder_gradients(arguments[0], ctypes.c_int(1), *arguments[1:])
+        return losses, gradients[:, 0]
+
+    def updates(self, models: Sequence[tuple[Tensor, ...]], batch: tuple[Tensor, ...], rates: Tensor) -> list[float]:
+        """One update of every model with Muon; returns their weighted losses.
+
+        A model is its parameters, AdamW's two moments and Muon's momentum, each (P,); the batch is as in `gradients`.
+        `move` in the C++ file lists the rates.
+        """
+        arguments, _, losses = self._arguments(list(itertools.chain(*models)), len(models), batch)
+        self.library.adder_updates(*arguments, _pointer(rates), _pointer(self.coefficients))
+        return losses.tolist()
+
+    def _arguments(self, tensors: Sequence[Tensor], models: int, batch: tuple[Tensor, ...]) -> tuple:
+        """What both functions of several models take, and the gradients and losses that they fill."""
+        n, losses = len(batch[0]), torch.empty(models, dtype=torch.float64)
+        gradients = torch.empty(models, -(-n // PART), self.size)
+        addresses = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+        numbers = [ctypes.c_int(number) for number in (n, PART, self.threads)]
+        filled = _pointer(gradients), _pointer(losses)
+        return [addresses, ctypes.c_int(models), *map(_pointer, batch), *numbers, *filled], gradients, losses
 
 
 class _Losses(torch.autograd.Function):
@@ -132,14 +151,10 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, native: NativeStep, a: Tensor, b: Tensor, weights: Tensor, *seeds: Tensor) -> Tensor:
-        parts = max(1, native.threads // len(seeds))  # fewer models than threads share their batch
-        batches = list(zip(a.chunk(parts), b.chunk(parts), weights.chunk(parts), strict=True))
-        gradients = torch.empty(len(seeds), len(batches), native.size)
-        jobs = [(seed, *batch, row) for seed, rows in zip(seeds, gradients, strict=True)
-                for batch, row in zip(batches, rows, strict=True)]  # fmt: skip
-        sums = list(native.pool.map(lambda job: native.run(*job)[0], jobs))
-        ctx.gradients = list(gradients.sum(dim=1))
-        return torch.tensor(sums, dtype=torch.float64).view(len(seeds), len(batches)).sum(dim=1).float()
+        batch = a.long().contiguous(), b.long().contiguous(), weights.float().contiguous()
+        losses, gradients = native.gradients([seed.detach() for seed in seeds], batch)
+        ctx.gradients = list(gradients)
+        return losses.float()
 
     @staticmethod
     def backward(ctx, outer: Tensor):
@@ -153,8 +168,11 @@ def _built(defines: list[str]) -> ctypes.CDLL:
     try:
         target = folder / "step.so"
         command = [compiler() or "g++", *FLAGS, *defines, "-o", str(target), str(SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
+        for threads in (["-fopenmp"], []):  # a compiler without OpenMP ignores its pragmas
+            done = subprocess.run([*command, *threads], capture_output=True, text=True, check=False)
+            if not done.returncode:
+                break
+        else:
             raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[:200]}")
         return ctypes.CDLL(str(target))
     except OSError as error:
