@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tasks.addition.batched_model import SideBySide, answer_targets, problem_tokens
+from tasks.addition.flat_muon import FlatMuon
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import AdditionWorkload, Problems, Shares, answer_logits, travelling
@@ -72,3 +73,36 @@ def test_a_mistake_among_the_problems_looked_at_counts_before_the_loss(monkeypat
     wrong = workload.evaluate(SideBySide([best]))
     assert right["score"] == 1 / (1 + right["held_out_loss"]) and "wrong_looked_at" not in right
     assert wrong["wrong_looked_at"] == 2 and wrong["score"] == -2 - wrong["held_out_loss"] < 0
+
+
+def test_a_model_that_falls_gets_its_best_weights_back_without_momentum(monkeypatch):
+    """It falls if it errs on over ten times as many problems as its best weights did, and as one in ten thousand."""
+    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    model = SideBySide(models("course", seeds=1))
+    drawn, leads = Problems.of(*sample_problems(3000, 5)), torch.ones(2**20)
+    workload = AdditionWorkload(model, drawn, drawn, 16, 1, 300, seed=0, shares=Shares(hard=0.5))
+    workload.margins_of = lambda model, a, b: leads[: len(a)]
+    workload.optimizer = FlatMuon(model.parameters(), model.shapes, lr=1e-2)
+    (weights,), found = model.seeds, []
+    for mistakes in (30, 20, 20, 1240, 1241):  # 10 · (20 + 104) = 1240
+        leads[:], leads[:mistakes] = 1, -1
+        weights.grad = torch.ones_like(weights)
+        workload.optimizer.step()  # other weights, and moments
+        before = weights.detach().clone()
+        found.append((mistakes, before, workload.evaluate(model)))
+    assert [measured.get("returned", False) for *_, measured in found] == [False] * 4 + [True]
+    assert torch.equal(weights, found[2][1]) and not torch.equal(weights, found[4][1])
+    state = workload.optimizer.state[weights]
+    assert not state["momentum"].any() and not state["exp_avg"].any() and state["exp_avg_sq"].all()
+
+
+def test_the_weights_a_run_starts_from_can_be_the_best(monkeypatch):
+    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    model = SideBySide([load_adder(ROOT / "addition_models" / "best_model" / "best_model.pth", torch.device("cpu"))])
+    drawn = Problems.of(*sample_problems(3000, 5))
+    workload = AdditionWorkload(model, drawn, drawn, 16, 1, 300, seed=0, shares=Shares(hard=0.5))
+    start = model.seeds[0].detach().clone()
+    workload.look_first(model)
+    with torch.no_grad():
+        model.seeds[0].mul_(0.5)
+    assert workload.evaluate(model)["returned"] and torch.equal(model.seeds[0], start)

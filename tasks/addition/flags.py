@@ -171,8 +171,8 @@ class ProblemSettings(Settings):
     )
     hard: float = flag(
         0.0, "share of training examples that the model gets wrong or nearly wrong, looked for at every evaluation, "
-        "half of the look among the long carries of --nines; the weights with the fewest mistakes there are kept; not "
-        "in stages of several models", type=share, metavar="SHARE",
+        "half of the look among the long carries of --nines; the weights with the fewest mistakes there are kept, and "
+        "come back when the model has lost far more; not in stages of several models", type=share, metavar="SHARE",
     )  # fmt: skip
     no_data_files: bool = flag(False, "keep the problems in memory only")
     overwrite: bool = flag(False, "allow replacing a model that ships with the project")

@@ -66,9 +66,11 @@ class TrainingPlan:
     starts: int = 1  # models of the trial that it starts from
 
     def begin(self) -> None:
-        """Compiles the step, if that pays, and lets the parts fade."""
+        """Compiles the step, if that pays, looks for hard problems if they are asked for, and lets the parts fade."""
         if self.compile_step:
             compile_training(self.trainer, self.workload)
+        if not self.resumed:
+            self.workload.look_first(self.trainer.model)
         if self.parts:
             model = self.trainer.model
             self.workload.after_update = Fading(list(model.seeds), self.parts, model.shapes)
@@ -270,6 +272,7 @@ def build_trainer(
         optimizer = FlatMuon(model.parameters(), model.shapes, **options)
     else:
         optimizer = AdamW(model.parameters(), **options)
+    workload.optimizer = optimizer
     accumulation = {"accumulation": settings.batch_size // workload.chunk}
     train_settings = TrainSettings(**shared_fields(settings, TrainSettings) | accumulation)
     folder = Path(settings.save_dir)

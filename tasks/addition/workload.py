@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim import Optimizer
 
 from engine.io.checkpoint import save_checkpoint
 from llama import Llama
@@ -31,6 +33,7 @@ from tasks.addition.sampling import Batches, Problems, Shares, easy_problems, tr
 Model = SideBySide | Llama
 EVALUATION_BATCH = 512
 CANDIDATES, HARD = 2**20, 2**12  # problems looked at for hard ones, and those kept
+FALLEN = 10  # times as many mistakes as the best weights made, and as one in ten thousand: a model has fallen
 GROUP = 2048  # problems of one kind that are measured
 MARGIN_BATCH = 65536  # problems per call in a look for hard ones
 
@@ -66,9 +69,14 @@ class AdditionWorkload:
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of, self.margins_of = summed_losses, measured, smallest_margins
         self.hard = torch.randint(len(training), (HARD if shares.hard else 0,), generator=_generator(seed))
-        self.tensors = {"hard": self.hard, "looks": torch.zeros(1, dtype=torch.int64)} if shares.hard else {}
+        self.tensors = {}
+        if self.shares.hard:
+            best, none_yet = parameters_to_vector(model.parameters()).detach(), torch.tensor([len(training) + 1])
+            looks = torch.zeros(1, dtype=torch.int64)
+            self.tensors = {"hard": self.hard, "looks": looks, "best": best, "fewest_wrong": none_yet}
         self.compiled_update: Callable[[Sequence[Tensor]], tuple[float, int]] | None = None
         self.after_update: Callable[[int, int], None] | None = None
+        self.optimizer: Optimizer | None = None  # loses its momentum when the model gets its best weights back
         self._drawn: tuple[int, Tensor] | None = None
         self.best_seed = 0
 
@@ -202,10 +210,36 @@ class AdditionWorkload:
         found = {"held_out_loss": losses[self.best_seed], "accuracy": accuracies[self.best_seed]}
         if len(scores) > 1:
             found |= {"seed_losses": [round(loss, 6) for loss in losses], "seed_accuracies": accuracies}
-        if len(self.hard) and (wrong := self.look_for_hard(model)):
-            found["wrong_looked_at"], scores = wrong, [-losses[0] - wrong]
+        if len(self.hard):
+            if wrong := self.look_for_hard(model):
+                found["wrong_looked_at"], scores = wrong, [-losses[0] - wrong]
+            if self._returned(model, wrong):
+                found["returned"] = True
         done = self.stop_when_perfect and max(right) == len(self.dev)
         return found | {"best_seed": self.best_seed, "score": max(scores), "done": done}
+
+    @torch.no_grad()
+    def _returned(self, model: Model, wrong: int) -> bool:
+        """Gives a model that errs far more often than its best weights did those weights back; returns whether it did.
+
+        Muon's steps do not get smaller as the gradient does: a model that is always right can be lost for good.
+        """
+        best, fewest = self.tensors["best"], self.tensors["fewest_wrong"]
+        if wrong <= int(fewest):
+            best.copy_(parameters_to_vector(model.parameters()))
+            fewest.fill_(wrong)
+        if wrong <= FALLEN * (int(fewest) + CANDIDATES // 10_000):
+            return False
+        vector_to_parameters(best.clone(), model.parameters())
+        for state in self.optimizer.state.values() if self.optimizer else ():
+            for name in {"exp_avg", "momentum"} & state.keys():
+                state[name].zero_()  # they point where the lost weights were going
+        return True
+
+    def look_first(self, model: Model) -> None:
+        """Before the first step, with `hard`: the model's hard problems, and its weights as the best so far."""
+        if len(self.hard):
+            self._returned(model, self.look_for_hard(model))
 
     def worst_group_losses(self, model: Model) -> list[float]:
         """The largest loss of every seed on a group: dev, and the groups of `travelling` in training.
