@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from addition_lib import create_datasets
 from config import LlamaConfig
+from engine.io.checkpoint import parameter_shapes
 from engine.io.files import write_json
 from llama import Llama
 from optimizer import AdamW
@@ -75,10 +77,10 @@ def fast_rate(config: LlamaConfig, seconds: float, native: bool, seeds: int = 1,
     return timed(lambda: trainer.step(batches), batch * seeds, seconds)
 
 
-def muon_rate(config: LlamaConfig, seconds: float, batch: int, whole: bool) -> float:
-    """Examples per second of one seed with Muon: the C++ step and torch's Muon, or the whole update in C++."""
-    settings = AdderTraining(batch_size=batch, epochs=1, optimizer="muon", save_dir=tempfile.mkdtemp())
-    model = SideBySide([Llama(config)])
+def muon_rate(config: LlamaConfig, seconds: float, batch: int, whole: bool = True, seeds: int = 1) -> float:
+    """Examples per second, over all seeds, with Muon: the C++ step and torch's Muon, or the whole update in C++."""
+    settings = AdderTraining(seeds=seeds, batch_size=batch, epochs=1, optimizer="muon", save_dir=tempfile.mkdtemp())
+    model = SideBySide([Llama(config) for _ in range(seeds)])
     problems = Problems.of(*sample_problems(200_000, 0))
     workload = AdditionWorkload(model, problems, problems, chunk_of(settings, CPU), 1, len(problems), seed=0)
     trainer = build_trainer(model, workload, settings, CPU, {})
@@ -86,7 +88,21 @@ def muon_rate(config: LlamaConfig, seconds: float, batch: int, whole: bool) -> f
     if not whole:
         workload.compiled_update = None
     batches = workload.epoch(0)[:1]
-    return timed(lambda: trainer.step(batches), batch, seconds)
+    return timed(lambda: trainer.step(batches), batch * seeds, seconds)
+
+
+def threads_rates(seconds: float) -> dict[str, dict[str, int]]:
+    """Examples per second of whole updates by one and two threads: a seed search, a step of shrinking, the end."""
+    measured: dict[str, dict[str, int]] = {}
+    for dim, seeds, batch in ((8, 48, 128), (8, 6, 256), (6, 1, 1024)):
+        config = LlamaConfig(vocab_size=13, max_seq_len=20, **ABLATION_26 | {"dim": dim}, rope_theta=30.0)
+        parameters = sum(map(math.prod, parameter_shapes(config).values()))
+        name = f"{parameters} parameters, {seeds} at a time, batches of {batch}"
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            rate = round(muon_rate(config, seconds, batch, seeds=seeds))
+            measured.setdefault(name, {})[str(threads)] = rate
+    return measured
 
 
 def exhaustive_rate(problems: int = 4 * NATIVE_CALL) -> float:
@@ -134,6 +150,7 @@ def main() -> None:
         rates = [round(muon_rate(small, args.seconds, batch, whole)) for whole in (False, True)]
         measured[f"Muon, 570 parameters, batches of {batch}"] = dict(zip(("torch", "native"), rates, strict=True))
     measured["exhaustive, 1,784 parameters"] = round(exhaustive_rate())
+    measured["threads of Muon's updates"] = threads_rates(args.seconds)
     print(json.dumps(measured))
     if args.out is not None:
         write_json(args.out, measured)

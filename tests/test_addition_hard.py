@@ -17,11 +17,11 @@ from tests.tiny import ROOT
 
 def test_hard_problems_are_those_of_the_smallest_margins(monkeypatch):
     """Against a look at every problem one by one; half of the examples come from them, as they are when read."""
-    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 1024)
-    monkeypatch.setattr("tasks.addition.workload.HARD", 64)
+    monkeypatch.setattr("tasks.addition.hard.FIRST_LOOK", 1024)
+    monkeypatch.setattr("tasks.addition.hard.POOL", 64)
     fast, drawn = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(3000, 5))
     workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=Shares(hard=0.5))
-    batches, before = workload.epoch(0), workload.hard.clone()
+    batches, before = workload.epoch(0), workload.hard.pool.clone()
     assert set(batches.order[batches.order < 0].tolist()) <= set(range(-64, 0))
     assert (batches.order < 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
     workload.evaluate(fast)
@@ -38,23 +38,22 @@ def test_hard_problems_are_those_of_the_smallest_margins(monkeypatch):
             leads.append(float(logits[target, at] - others.max()))
         margins.append(min(leads))
     smallest = sorted(range(len(drawn_now)), key=margins.__getitem__)[:64]
-    assert sorted(workload.hard.tolist()) == sorted(drawn_now[smallest].tolist())
-    assert not torch.equal(workload.hard, before) and int(workload.tensors["looks"]) == 1
+    assert sorted(workload.hard.pool.tolist()) == sorted(drawn_now[smallest].tolist())
+    assert not torch.equal(workload.hard.pool, before) and int(workload.tensors["looks"]) == 1
     read = torch.cat(list(batches))
     from_hard = batches.order < 0
     assert torch.equal(read[~from_hard], batches.order[~from_hard].long())
-    assert torch.equal(read[from_hard], workload.hard[-1 - batches.order[from_hard].long()])
+    assert torch.equal(read[from_hard], workload.hard.pool[-1 - batches.order[from_hard].long()])
 
 
 def test_half_of_a_look_for_hard_problems_is_at_long_carries(monkeypatch):
     """Of 60,000 problems 2,400 are looked at, and so nearly all of the longest chains, a few dozen."""
-    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 2400)
-    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    monkeypatch.setattr("tasks.addition.hard.FIRST_LOOK", 2400)
+    monkeypatch.setattr("tasks.addition.hard.POOL", 16)
     fast, drawn, looked = SideBySide(models("course", seeds=1)), Problems.of(*sample_problems(60_000, 5)), []
     shares = Shares(hard=0.5, nines=0.5, nines_by="carry")
     workload = AdditionWorkload(fast, drawn, drawn, 16, 1, len(drawn), seed=0, shares=shares)
-    workload.margins_of = lambda model, a, b: looked.append(Problems.of(a.numpy(), b.numpy())) or torch.zeros(len(a))
-    workload.look_for_hard(fast)
+    workload.hard.look(lambda a, b: looked.append(Problems.of(a.numpy(), b.numpy())) or torch.zeros(len(a)))
     seen = torch.from_numpy(np.isin(drawn.numbers(), np.concatenate([part.numbers() for part in looked])))
     rare = torch.cat(travelling(drawn, "carry")[4:]).long()
     assert len(rare) < 100 and seen[rare].float().mean() > 0.9
@@ -63,41 +62,45 @@ def test_half_of_a_look_for_hard_problems_is_at_long_carries(monkeypatch):
 
 def test_a_mistake_among_the_problems_looked_at_counts_before_the_loss(monkeypatch):
     """A model that is right on dev is not the best while it errs on one of the training problems looked at."""
-    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    monkeypatch.setattr("tasks.addition.hard.POOL", 16)
     best = load_adder(ROOT / "addition_models" / "best_model" / "best_model.pth", torch.device("cpu"))
     drawn, leads = Problems.of(*sample_problems(300, 5)), torch.ones(2**20)
     workload = AdditionWorkload(SideBySide([best]), drawn, drawn, 16, 1, 300, seed=0, shares=Shares(hard=0.5))
     workload.margins_of = lambda model, a, b: leads[: len(a)]
-    right = workload.evaluate(SideBySide([best]))
-    leads[:2] = -1
-    wrong = workload.evaluate(SideBySide([best]))
-    assert right["score"] == 1 / (1 + right["held_out_loss"]) and "wrong_looked_at" not in right
-    assert wrong["wrong_looked_at"] == 2 and wrong["score"] == -2 - wrong["held_out_loss"] < 0
+    right, wrong = workload.evaluate(SideBySide([best])), []
+    for mistakes in (2, 0, 1):
+        leads[:], leads[:mistakes] = 1, -1
+        wrong.append(workload.evaluate(SideBySide([best])))
+    assert [found["wrong_looked_at"] for found in (right, *wrong)] == [0, 2, 0, 1]
+    assert [found["looked_at"] / 2**20 for found in (right, *wrong)] == [1, 2, 2, 4]  # doubled twice at most
+    rates = [1 / 2**20, 3 / 2**21, 1 / 2**21, 2 / 2**22]
+    assert [found["score"] for found in (right, *wrong)] == pytest.approx([-rate for rate in rates], rel=1e-3)
+    assert wrong[2]["score"] == wrong[1]["score"] > right["score"] > wrong[0]["score"]
 
 
 def test_a_model_that_falls_gets_its_best_weights_back_without_momentum(monkeypatch):
     """It falls if it errs on over ten times as many problems as its best weights did, and as one in ten thousand."""
-    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    monkeypatch.setattr("tasks.addition.hard.POOL", 16)
     model = SideBySide(models("course", seeds=1))
     drawn, leads = Problems.of(*sample_problems(3000, 5)), torch.ones(2**20)
     workload = AdditionWorkload(model, drawn, drawn, 16, 1, 300, seed=0, shares=Shares(hard=0.5))
     workload.margins_of = lambda model, a, b: leads[: len(a)]
-    workload.optimizer = FlatMuon(model.parameters(), model.shapes, lr=1e-2)
+    workload.hard.optimizer = optimizer = FlatMuon(model.parameters(), model.shapes, lr=1e-2)
     (weights,), found = model.seeds, []
-    for mistakes in (30, 20, 20, 1240, 1241):  # 10 · (20 + 104) = 1240
+    for mistakes in (30, 20, 20, 1257, 1258):  # of 2**20: (1257 + 1) / 2**20 < 10 · (21 / 2**20 + 1e-4)
         leads[:], leads[:mistakes] = 1, -1
         weights.grad = torch.ones_like(weights)
-        workload.optimizer.step()  # other weights, and moments
+        optimizer.step()  # other weights, and moments
         before = weights.detach().clone()
         found.append((mistakes, before, workload.evaluate(model)))
     assert [measured.get("returned", False) for *_, measured in found] == [False] * 4 + [True]
     assert torch.equal(weights, found[2][1]) and not torch.equal(weights, found[4][1])
-    state = workload.optimizer.state[weights]
+    state = optimizer.state[weights]
     assert not state["momentum"].any() and not state["exp_avg"].any() and state["exp_avg_sq"].all()
 
 
 def test_the_weights_a_run_starts_from_can_be_the_best(monkeypatch):
-    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    monkeypatch.setattr("tasks.addition.hard.POOL", 16)
     model = SideBySide([load_adder(ROOT / "addition_models" / "best_model" / "best_model.pth", torch.device("cpu"))])
     drawn = Problems.of(*sample_problems(3000, 5))
     workload = AdditionWorkload(model, drawn, drawn, 16, 1, 300, seed=0, shares=Shares(hard=0.5))

@@ -120,8 +120,8 @@ def test_seeds_side_by_side_are_those_alone(train, tmp_path):
 @pytest.mark.parametrize("more", [["--seeds", "2"], ["--hard", "0.5"], ["--optimizer", "muon"]], ids=" ".join)
 def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch, more):
     """Also with Muon, and with hard problems, which are looked for at every evaluation and kept in between."""
-    monkeypatch.setattr("tasks.addition.workload.CANDIDATES", 512)
-    monkeypatch.setattr("tasks.addition.workload.HARD", 16)
+    monkeypatch.setattr("tasks.addition.hard.FIRST_LOOK", 512)
+    monkeypatch.setattr("tasks.addition.hard.POOL", 16)
     flags = [*more, "--schedule", "cosine", "--warmup_steps", "2", "--save_every", "2", "--evaluate_every", "3"]
     assert train(*flags) == 0
     whole = load_plain(tmp_path / "run" / "last.pt")["model"]

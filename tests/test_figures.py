@@ -184,12 +184,16 @@ def test_every_figure_of_a_page_is_in_its_sources(page):
 def test_the_speed_of_adder_training_is_what_was_measured():
     speed = json.loads((ROOT / "docs" / "addition_speed.json").read_text("utf-8"))
     rows = {row[0]: row[1:] for row in table_rows("docs/addition.md", "Speed")}
-    muon = {name.split()[-1]: each for name, each in speed.items() if name.startswith("Muon")}
+    muon = {name.split()[-1]: each for name, each in speed.items() if name.startswith("Muon,")}
     shown = {f"{int(batch):,}": (each, ("torch", "native")) for batch, each in muon.items()}
     shown |= {shape: (speed[shape], ("course", "torch", "native")) for shape in ("8/3/2/2", "16/6/4/4")}
     for row, (each, names) in shown.items():
         measured = [each[name] for name in names]
         assert rows[row] == [*(f"{value:,}" for value in measured), f"{measured[-1] / measured[0]:.1f}"]
+    for name, each in speed["threads of Muon's updates"].items():
+        parameters, models, batch = re.findall(r"\d+", name)
+        row = rows[f"{parameters} parameters, {models} at a time, batches of {int(batch):,}"]
+        assert row == [f"{each['1']:,}", f"{each['2']:,}", f"{each['2'] / each['1']:.2f}"]
     text = (ROOT / "docs" / "addition.md").read_text("utf-8")
     for name in ("1,784 parameters, 6 seeds", "exhaustive, 1,784 parameters"):
         assert f"{speed[name]:,}" in text

@@ -272,7 +272,8 @@ def build_trainer(
         optimizer = FlatMuon(model.parameters(), model.shapes, **options)
     else:
         optimizer = AdamW(model.parameters(), **options)
-    workload.optimizer = optimizer
+    if workload.hard:
+        workload.hard.optimizer = optimizer
     accumulation = {"accumulation": settings.batch_size // workload.chunk}
     train_settings = TrainSettings(**shared_fields(settings, TrainSettings) | accumulation)
     folder = Path(settings.save_dir)

@@ -63,7 +63,7 @@ class Batches(Sequence):
     In `order`, −1 − i stands for what is at place i of `hard` when the chunk is read.
     """
 
-    def __init__(self, order: Tensor, size: int, hard: Tensor):
+    def __init__(self, order: Tensor, size: int, hard: Tensor | None = None):
         self.order, self.size, self.hard = order, size, hard
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class Batches(Sequence):
         if not 0 <= place < len(self):
             raise IndexError(place)
         chunk = self.order[place * self.size : (place + 1) * self.size].long()
-        return torch.where(chunk < 0, self.hard[-1 - chunk.clamp(max=-1)], chunk) if len(self.hard) else chunk
+        return chunk if self.hard is None else torch.where(chunk < 0, self.hard[-1 - chunk.clamp(max=-1)], chunk)
 
 
 @dataclass(frozen=True)
@@ -134,3 +134,8 @@ def easy_problems(problems: Problems) -> Tensor:
     zeros = sum(2**column * (numbers // 10**column % 10 == 0) for column in range(3)).to(torch.uint8)
     in_either = zeros.index_select(0, problems.a.int()) | zeros.index_select(0, problems.b.int())
     return torch.nonzero(in_either == 7)[:, 0].int()
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A random generator of its own, from any whole number."""
+    return torch.Generator().manual_seed(seed % 2**63)

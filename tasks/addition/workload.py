@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from torch.optim import Optimizer
 
 from engine.io.checkpoint import save_checkpoint
 from llama import Llama
@@ -28,14 +26,12 @@ from tasks.addition.batched_model import (
     problem_tokens,
     token_losses,
 )
-from tasks.addition.sampling import Batches, Problems, Shares, easy_problems, travelling
+from tasks.addition.hard import HardProblems, Look
+from tasks.addition.sampling import Batches, Problems, Shares, easy_problems, generator_of, travelling
 
 Model = SideBySide | Llama
 EVALUATION_BATCH = 512
-CANDIDATES, HARD = 2**20, 2**12  # problems looked at for hard ones, and those kept
-FALLEN = 10  # times as many mistakes as the best weights made, and as one in ten thousand: a model has fallen
 GROUP = 2048  # problems of one kind that are measured
-MARGIN_BATCH = 65536  # problems per call in a look for hard ones
 
 
 class AdditionWorkload:
@@ -68,15 +64,10 @@ class AdditionWorkload:
         self.easy = easy_problems(training) if shares.zeros else torch.empty(0, dtype=torch.int32)
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of, self.margins_of = summed_losses, measured, smallest_margins
-        self.hard = torch.randint(len(training), (HARD if shares.hard else 0,), generator=_generator(seed))
-        self.tensors = {}
-        if self.shares.hard:
-            best, none_yet = parameters_to_vector(model.parameters()).detach(), torch.tensor([len(training) + 1])
-            looks = torch.zeros(1, dtype=torch.int64)
-            self.tensors = {"hard": self.hard, "looks": looks, "best": best, "fewest_wrong": none_yet}
+        self.hard = HardProblems(training, self.travelling, model, seed) if self.shares.hard else None
+        self.tensors = self.hard.tensors if self.hard else {}
         self.compiled_update: Callable[[Sequence[Tensor]], tuple[float, int]] | None = None
         self.after_update: Callable[[int, int], None] | None = None
-        self.optimizer: Optimizer | None = None  # loses its momentum when the model gets its best weights back
         self._drawn: tuple[int, Tensor] | None = None
         self.best_seed = 0
 
@@ -115,11 +106,11 @@ class AdditionWorkload:
     def epoch(self, epoch: int) -> Batches:
         """All training problems in the epoch's random order."""
         if self._drawn is None or self._drawn[0] != epoch:
-            generator = _generator(self.seed * 1000 + epoch)
+            generator = generator_of(self.seed * 1000 + epoch)
             order = torch.randperm(len(self.training), generator=generator, dtype=torch.int32)
             order = self._with_zeros(self._with_nines(order, epoch, generator), epoch, generator)
             self._drawn = epoch, self._with_hard(order, generator)
-        return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk, self.hard)
+        return Batches(self._drawn[1][: self._examples_in(epoch)], self.chunk, self.hard.pool if self.hard else None)
 
     def _with_nines(self, order: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
         """Replaces a share of the order with problems of `travelling`, its groups equally likely."""
@@ -145,37 +136,12 @@ class AdditionWorkload:
         return order
 
     def _with_hard(self, order: Tensor, generator: torch.Generator) -> Tensor:
-        """Replaces a share of the order with places of `hard`, whose problems are only known when a batch is read."""
-        if len(self.hard):
+        """Replaces a share of the order with places of the pool, whose problems are only known when they are read."""
+        if self.hard:
             replaced = torch.rand(len(order), generator=generator) < self.shares.hard
-            places = torch.randint(len(self.hard), (int(replaced.sum()),), generator=generator, dtype=torch.int32)
+            places = torch.randint(len(self.hard.pool), (int(replaced.sum()),), generator=generator, dtype=torch.int32)
             order[replaced] = -1 - places
         return order
-
-    @torch.no_grad()
-    def look_for_hard(self, model: Model) -> int:
-        """Fills `hard` with the smallest margins among itself and random training problems: hard-example mining.
-
-        Every look draws others, so that the rarest mistakes gather over the run; with groups of long carries half of
-        them come from there. The batches read from now on have them (Shrivastava et al. 2016, over a pool). Returns how
-        many of all that were looked at are answered wrong.
-        """
-        looks = self.tensors["looks"]
-        generator = _generator(self.seed * 1000 + int(looks))
-        drawn = torch.randint(len(self.training), (CANDIDATES,), generator=generator)
-        for index, group in enumerate(self.travelling):
-            part = drawn[index :: 2 * len(self.travelling)]
-            part.copy_(group[torch.randint(len(group), (len(part),), generator=generator)])
-        drawn = torch.cat([self.hard, drawn]).unique()
-        margins = []
-        for part in drawn.split(MARGIN_BATCH):
-            a, b = (numbers[part].long().to(self.device) for numbers in (self.training.a, self.training.b))
-            margins.append(self.margins_of(model, a, b).cpu())
-        leads = torch.cat(margins)
-        hardest = drawn[leads.argsort()[: len(self.hard)]]
-        self.hard[: len(hardest)] = hardest
-        looks += 1
-        return int((leads < 0).sum())
 
     def _progress(self, order: Tensor, epoch: int) -> Tensor:
         """Share of the run that has been seen before each example of the epoch, (n,)."""
@@ -210,36 +176,22 @@ class AdditionWorkload:
         found = {"held_out_loss": losses[self.best_seed], "accuracy": accuracies[self.best_seed]}
         if len(scores) > 1:
             found |= {"seed_losses": [round(loss, 6) for loss in losses], "seed_accuracies": accuracies}
-        if len(self.hard):
-            if wrong := self.look_for_hard(model):
-                found["wrong_looked_at"], scores = wrong, [-losses[0] - wrong]
-            if self._returned(model, wrong):
+        if self.hard:
+            look = self._look(model)
+            found |= {"wrong_looked_at": look.wrong, "looked_at": look.problems}
+            scores = [-look.rate() - 1e-9 * losses[0]]  # among equals the lowest loss
+            if self.hard.keep_or_return(model, look):
                 found["returned"] = True
         done = self.stop_when_perfect and max(right) == len(self.dev)
         return found | {"best_seed": self.best_seed, "score": max(scores), "done": done}
 
-    @torch.no_grad()
-    def _returned(self, model: Model, wrong: int) -> bool:
-        """Gives a model that errs far more often than its best weights did those weights back; returns whether it did.
-
-        Muon's steps do not get smaller as the gradient does: a model that is always right can be lost for good.
-        """
-        best, fewest = self.tensors["best"], self.tensors["fewest_wrong"]
-        if wrong <= int(fewest):
-            best.copy_(parameters_to_vector(model.parameters()))
-            fewest.fill_(wrong)
-        if wrong <= FALLEN * (int(fewest) + CANDIDATES // 10_000):
-            return False
-        vector_to_parameters(best.clone(), model.parameters())
-        for state in self.optimizer.state.values() if self.optimizer else ():
-            for name in {"exp_avg", "momentum"} & state.keys():
-                state[name].zero_()  # they point where the lost weights were going
-        return True
+    def _look(self, model: Model) -> Look:
+        return self.hard.look(lambda a, b: self.margins_of(model, a.to(self.device), b.to(self.device)))
 
     def look_first(self, model: Model) -> None:
         """Before the first step, with `hard`: the model's hard problems, and its weights as the best so far."""
-        if len(self.hard):
-            self._returned(model, self.look_for_hard(model))
+        if self.hard:
+            self.hard.keep_or_return(model, self._look(model))
 
     def worst_group_losses(self, model: Model) -> list[float]:
         """The largest loss of every seed on a group: dev, and the groups of `travelling` in training.
@@ -254,10 +206,6 @@ class AdditionWorkload:
     def save_best(self, model: Model, path: Path) -> None:
         """The best seed's model."""
         save_seed(model, self.best_seed, path, self.seed)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed % 2**63)
 
 
 def save_seed(model: Model, index: int, path: Path, seed: int) -> None:
