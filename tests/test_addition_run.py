@@ -117,9 +117,12 @@ def test_seeds_side_by_side_are_those_alone(train, tmp_path):
     assert len(result["seed_accuracies_at_the_end"]) == 2 and result["best_seed"] in (1337, 1338)
 
 
-@pytest.mark.parametrize("more", [["--seeds", "2"], ["--hard", "0.5"], ["--optimizer", "muon"]], ids=" ".join)
+RESUMED = [["--seeds", "2"], ["--hard", "0.5"], ["--optimizer", "muon"], ["--hard", "0.5", "--average_from", "0.3"]]
+
+
+@pytest.mark.parametrize("more", RESUMED, ids=" ".join)
 def test_a_stopped_run_resumes_to_the_same_weights(train, tmp_path, monkeypatch, more):
-    """Also with Muon, and with hard problems, which are looked for at every evaluation and kept in between."""
+    """Also with Muon, with hard problems, and with averaged weights: both change at every evaluation."""
     monkeypatch.setattr("tasks.addition.hard.FIRST_LOOK", 512)
     monkeypatch.setattr("tasks.addition.hard.POOL", 16)
     flags = [*more, "--schedule", "cosine", "--warmup_steps", "2", "--save_every", "2", "--evaluate_every", "3"]

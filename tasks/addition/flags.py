@@ -174,6 +174,10 @@ class ProblemSettings(Settings):
         "half of the look among the long carries of --nines; the weights with the fewest mistakes there are kept, and "
         "come back when the model has lost far more; not in stages of several models", type=share, metavar="SHARE",
     )  # fmt: skip
+    average_from: float | None = flag(
+        None, "after this share of the run, at every evaluation, the weights become their mean since the one before; "
+        "not in the stages before the run", type=share, metavar="SHARE",
+    )  # fmt: skip
     no_data_files: bool = flag(False, "keep the problems in memory only")
     overwrite: bool = flag(False, "allow replacing a model that ships with the project")
 

@@ -41,9 +41,9 @@ CHUNK, CHUNK_OF_SEEDS = 256, 384  # problems (over all seeds) whose activations 
 WORTH_COMPILING = 500_000  # examples (over all seeds) from which the minute of compilation pays
 RECORDED = (  # settings that training_config.json repeats after the course's fields
     "optimizer", "lr", "beta2", "weight_decay", "max_grad_norm", "batch_size", "seed", "seeds", "plain", "capacity",
-    "stop_when_perfect", "init_std", "nines", "nines_end", "nines_by", "zeros", "zeros_until", "hard", "trial_seeds",
-    "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "choose_by", "shrink", "shrink_from",
-    "shrink_lr", "shrink_batch_size", "shrink_choices", "shrink_parents",
+    "stop_when_perfect", "init_std", "nines", "nines_end", "nines_by", "zeros", "zeros_until", "hard", "average_from",
+    "trial_seeds", "trial_examples", "trial_lr", "trial_batch_size", "trial_rounds", "choose_by", "shrink",
+    "shrink_from", "shrink_lr", "shrink_batch_size", "shrink_choices", "shrink_parents",
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def plan_run(
     examples = min(examples, settings.epochs * len(training))
     workload = AdditionWorkload(
         model, training, dev, chunk, settings.epochs, examples, settings.seed, settings.stop_when_perfect,
-        Shares(**{field.name: getattr(settings, field.name) for field in fields(Shares)}),
+        Shares(**{field.name: getattr(settings, field.name) for field in fields(Shares)}), settings.average_from,
     )  # fmt: skip
     described = describe(settings, parameters, len(training), len(dev), examples, spent)
     trainer = build_trainer(model, workload, settings, device, identity_of(config, described, training, dev))

@@ -157,9 +157,9 @@ def _stage(settings: AdderTraining, kind: str, index: int, **changes) -> AdderTr
     hard = settings.hard if changes["seeds"] == 1 else 0.0  # the pool follows one model
     return dataclasses.replace(
         settings, epochs=1, save_dir=str(Path(settings.save_dir) / folder), no_data_files=True, stop_when_perfect=False,
-        nines_end=None, hard=hard, trial_seeds=0, trial_examples=None, trial_lr=None, trial_batch_size=None,
-        trial_rounds=[], shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None, shrink_choices=None,
-        shrink_parents=None, **changes,
+        nines_end=None, hard=hard, average_from=None, trial_seeds=0, trial_examples=None, trial_lr=None,
+        trial_batch_size=None, trial_rounds=[], shrink=[], shrink_from=None, shrink_lr=None, shrink_batch_size=None,
+        shrink_choices=None, shrink_parents=None, **changes,
     )  # fmt: skip
 
 

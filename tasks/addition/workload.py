@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.io.checkpoint import save_checkpoint
 from llama import Llama
 from tasks.addition import native_step
+from tasks.addition.averaging import Averaging
 from tasks.addition.batched_model import (
     ANSWER,
     FIRST,
@@ -53,6 +54,7 @@ class AdditionWorkload:
         seed: int,
         stop_when_perfect: bool = False,
         shares: Shares | None = None,
+        average_from: float | None = None,
     ):
         shares = shares or Shares()
         self.training, self.dev, self.chunk, self.seed = training, dev, chunk, seed
@@ -65,9 +67,10 @@ class AdditionWorkload:
         self.device = next(model.parameters()).device
         self.losses_of, self.measured_of, self.margins_of = summed_losses, measured, smallest_margins
         self.hard = HardProblems(training, self.travelling, model, seed) if self.shares.hard else None
-        self.tensors = self.hard.tensors if self.hard else {}
+        self.averaging = Averaging(model, average_from) if average_from is not None else None
+        self.tensors = (self.hard.tensors if self.hard else {}) | (self.averaging.tensors if self.averaging else {})
         self.compiled_update: Callable[[Sequence[Tensor]], tuple[float, int]] | None = None
-        self.after_update: Callable[[int, int], None] | None = None
+        self.after_update: Callable[[int, int], None] | None = self.averaging.after_update if self.averaging else None
         self._drawn: tuple[int, Tensor] | None = None
         self.best_seed = 0
 
@@ -164,9 +167,12 @@ class AdditionWorkload:
     def evaluate(self, model: Model) -> dict[str, float | list[float] | bool]:
         """Dev loss per token and accuracy of every seed; the best seed gives the score.
 
-        The best seed makes no mistake, and among equals has the lowest loss. With `hard`, a mistake among the training
-        problems that were looked at counts before the loss: dev misses what is rarer than one in ten thousand.
+        The best seed makes no mistake, and among equals has the lowest loss. With `hard`, mistakes among the training
+        problems that were looked at count before the loss: dev misses what is rarer than one in ten thousand. A model
+        that has fallen far behind its best weights gets them back (`returned`).
         """
+        if self.averaging:
+            self.averaging.take_mean()
         losses, right = measure(model, self.dev, self.measured_of)
         accuracies = [count / len(self.dev) for count in right]
         scores = [
