@@ -1,4 +1,4 @@
-"""Averaged weights: the mean of which steps, and what the workload measures with them."""
+"""Averaged weights are the mean of the steps since the last evaluation, and an evaluation measures that mean."""
 
 from __future__ import annotations
 

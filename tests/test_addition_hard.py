@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tasks.addition.batched_model import SideBySide, answer_targets, problem_tokens
-from tasks.addition.flat_muon import FlatMuon
+from tasks.addition.flags import AdderTraining
+from tasks.addition.plan import build_trainer
 from tasks.addition.problems import sample_problems
 from tasks.addition.testing import load_adder
 from tasks.addition.workload import AdditionWorkload, Problems, Shares, answer_logits, travelling
@@ -78,14 +79,15 @@ def test_a_mistake_among_the_problems_looked_at_counts_before_the_loss(monkeypat
     assert wrong[2]["score"] == wrong[1]["score"] > right["score"] > wrong[0]["score"]
 
 
-def test_a_model_that_falls_gets_its_best_weights_back_without_momentum(monkeypatch):
+def test_a_model_that_falls_gets_its_best_weights_back_without_momentum(monkeypatch, tmp_path):
     """It falls if it errs on over ten times as many problems as its best weights did, and as one in ten thousand."""
     monkeypatch.setattr("tasks.addition.hard.POOL", 16)
     model = SideBySide(models("course", seeds=1))
     drawn, leads = Problems.of(*sample_problems(3000, 5)), torch.ones(2**20)
     workload = AdditionWorkload(model, drawn, drawn, 16, 1, 300, seed=0, shares=Shares(hard=0.5))
     workload.margins_of = lambda model, a, b: leads[: len(a)]
-    workload.hard.optimizer = optimizer = FlatMuon(model.parameters(), model.shapes, lr=1e-2)
+    settings = AdderTraining(optimizer="muon", batch_size=16, save_dir=str(tmp_path))
+    optimizer = build_trainer(model, workload, settings, torch.device("cpu"), {}).optimizer
     (weights,), found = model.seeds, []
     for mistakes in (30, 20, 20, 1257, 1258):  # of 2**20: (1257 + 1) / 2**20 < 10 · (21 / 2**20 + 1e-4)
         leads[:], leads[:mistakes] = 1, -1
